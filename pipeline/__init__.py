@@ -1,0 +1,1 @@
+"""Sources, work units, stages, executors, configuration and the run report."""

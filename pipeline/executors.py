@@ -1,0 +1,112 @@
+"""Two ways to run work units, with byte-identical output: on this machine, or as tasks on a Ray cluster."""
+
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from dataclasses import dataclass
+from multiprocessing import get_context
+from typing import Any
+
+from seqmill.errors import UserError
+from seqmill.pipeline.execution import Executor, Record
+
+IN_FLIGHT_PER_WORKER = 2  # enough to hide scheduling, few enough that a failure wastes little
+RAY_RETRIES = 3  # of a task whose worker or node died; a unit's own exception is never retried
+
+
+@dataclass(frozen=True)
+class LocalExecutor:
+    """In this process with one worker, in a pool of spawned processes with more (never forked: threads survive)."""
+
+    workers: int
+
+    def run(self, call: Callable[[Any], Record], arguments: Sequence[Any]) -> Iterable[Record]:
+        """Yield `call(argument)` as results come; see `Executor.run`."""
+        if self.workers == 1 or len(arguments) <= 1:
+            yield from map(call, arguments)
+            return
+        waiting = deque(arguments)
+        running: set[Future[Record]] = set()
+        with ProcessPoolExecutor(min(self.workers, len(arguments)), mp_context=get_context("spawn")) as pool:
+            try:
+                while waiting or running:
+                    while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
+                        running.add(pool.submit(call, waiting.popleft()))
+                    finished, running = wait(running, return_when=FIRST_COMPLETED)
+                    for future in finished:
+                        yield future.result()
+            except BaseException:
+                pool.shutdown(wait=False, cancel_futures=True)
+                raise
+
+
+@dataclass(frozen=True)
+class RayExecutor:
+    """Ray Core tasks with a bounded number in flight. Tasks get paths; documents never enter the object store."""
+
+    workers: int
+    address: str | None  # None: the cluster this job runs on, or an embedded one
+
+    def run(self, call: Callable[[Any], Record], arguments: Sequence[Any]) -> Iterable[Record]:
+        """Yield `call(argument)` as results come; see `Executor.run`."""
+        if not arguments:
+            return
+        ray = self._connect()
+        remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(call)
+        waiting = deque(arguments)
+        running: list[Any] = []
+        while waiting or running:
+            while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
+                running.append(remote.remote(waiting.popleft()))
+            finished, running = ray.wait(running)
+            try:
+                yield from ray.get(finished)
+            except ray.exceptions.RayTaskError as error:
+                for reference in running:
+                    ray.cancel(reference)
+                raise error.cause from None
+
+    def _connect(self) -> Any:
+        """The `ray` module, connected: to `address`, to the job's own cluster, or to an embedded one."""
+        try:
+            import ray
+        except ImportError as error:
+            raise UserError(
+                "the ray executor needs Ray: pip install 'seqmill[ray]', or use --executor local"
+            ) from error
+        if ray.is_initialized():
+            return ray
+        embedded = self.address is None and "RAY_ADDRESS" not in os.environ
+        try:
+            ray.init(
+                address=self.address,
+                num_cpus=self.workers if embedded else None,
+                include_dashboard=False if embedded else None,
+                log_to_driver=False,
+                logging_level="error",
+            )
+        except (ConnectionError, ValueError, RuntimeError) as error:
+            raise UserError(
+                f"no Ray cluster answers at {self.address!r} ({error}); start one with `ray start --head`, correct "
+                "--address, or leave it out to start an embedded one"
+            ) from error
+        return ray
+
+
+def make_executor(kind: str, workers: int | None, address: str | None) -> Executor:
+    """The executor called `kind`, with `workers` workers (default: every core of this machine).
+
+    Raises:
+        UserError: `kind` is neither "local" nor "ray", or `workers` is below 1.
+    """
+    if workers is not None and workers < 1:
+        raise UserError(f"workers = {workers}: at least 1 is needed")
+    count = workers or os.cpu_count() or 1
+    factories: dict[str, Callable[[], Executor]] = {
+        "local": lambda: LocalExecutor(count),
+        "ray": lambda: RayExecutor(count, address),
+    }
+    if kind not in factories:
+        raise UserError(f"executor = {kind!r}: choose one of {', '.join(factories)}")
+    return factories[kind]()
