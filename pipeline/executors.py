@@ -94,19 +94,20 @@ class RayExecutor:
         return ray
 
 
+EXECUTORS: dict[str, Callable[[int, str | None], Executor]] = {
+    "local": lambda workers, address: LocalExecutor(workers),
+    "ray": RayExecutor,
+}
+
+
 def make_executor(kind: str, workers: int | None, address: str | None) -> Executor:
     """The executor called `kind`, with `workers` workers (default: every core of this machine).
 
     Raises:
-        UserError: `kind` is neither "local" nor "ray", or `workers` is below 1.
+        UserError: `kind` is not in `EXECUTORS`, or `workers` is below 1.
     """
     if workers is not None and workers < 1:
         raise UserError(f"workers = {workers}: at least 1 is needed")
-    count = workers or os.cpu_count() or 1
-    factories: dict[str, Callable[[], Executor]] = {
-        "local": lambda: LocalExecutor(count),
-        "ray": lambda: RayExecutor(count, address),
-    }
-    if kind not in factories:
-        raise UserError(f"executor = {kind!r}: choose one of {', '.join(factories)}")
-    return factories[kind]()
+    if kind not in EXECUTORS:
+        raise UserError(f"executor = {kind!r}: choose one of {', '.join(EXECUTORS)}")
+    return EXECUTORS[kind](workers or os.cpu_count() or 1, address)

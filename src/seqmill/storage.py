@@ -4,22 +4,23 @@ Every file of the project is written to a temporary name beside its final one, f
 reader never sees half a file and a killed run leaves only names that end in `.tmp`.
 """
 
+import fcntl
 import hashlib
+import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import orjson
 import pyarrow as pa
-import xxhash
 
 from seqmill.errors import UserError, as_user_error
 
 FORMAT_VERSION = 1
 METADATA_KEY = b"seqmill"
 TEMPORARY_SUFFIX = ".tmp"
+LOCK = ".lock"
 
 
 @contextmanager
@@ -52,6 +53,28 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+@contextmanager
+def only_writer(folder: Path) -> Iterator[None]:
+    """Hold `folder` against other seqmill processes on this machine; a killed process lets go by itself.
+
+    Raises:
+        UserError: another process holds it, or it cannot be created.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = (folder / LOCK).open("w")
+    except OSError as error:
+        raise as_user_error(error, f"opening {folder} for writing") from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UserError(
+                f"another seqmill process is writing to {folder}; wait for it to end, or choose another --out"
+            ) from error
+        yield
+
+
 def remove_temporary_files(folder: Path) -> None:
     """Delete what killed writers left below `folder`. Only the single writer of `folder` may call this."""
     for leftover in folder.rglob(f"*{TEMPORARY_SUFFIX}"):
@@ -60,7 +83,7 @@ def remove_temporary_files(folder: Path) -> None:
 
 def canonical_json(value: Any) -> bytes:
     """`value` as JSON with sorted keys and no spaces: equal values give equal bytes."""
-    return orjson.dumps(value, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY)
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
 def fingerprint(value: Any) -> str:
@@ -70,9 +93,8 @@ def fingerprint(value: Any) -> str:
 
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON with sorted keys and a final newline."""
-    options = orjson.OPT_SORT_KEYS | orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE | orjson.OPT_SERIALIZE_NUMPY
     with atomic_path(path) as temporary:
-        temporary.write_bytes(orjson.dumps(value, option=options))
+        temporary.write_text(json.dumps(value, sort_keys=True, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> Any:
@@ -82,13 +104,15 @@ def read_json(path: Path) -> Any:
         UserError: `path` holds no JSON (a file edited or truncated by hand; ours are written atomically).
     """
     try:
-        return orjson.loads(path.read_bytes())
-    except orjson.JSONDecodeError as error:
+        return json.loads(path.read_bytes())
+    except ValueError as error:
         raise UserError(f"{path} is not valid JSON ({error}); delete it and run the same command again") from error
 
 
 def hash_file(path: Path) -> str:
     """The xxh3-128 of a file's bytes, as 32 hex digits."""
+    import xxhash  # here, so that reading shards needs no more than numpy and pyarrow
+
     digest = xxhash.xxh3_128()
     with path.open("rb") as file:
         while block := file.read(1 << 20):
@@ -104,7 +128,8 @@ def with_metadata(schema: pa.Schema, kind: str, **entries: Any) -> pa.Schema:
 
 def read_metadata(schema: pa.Schema) -> dict[str, Any]:
     """What `with_metadata` stored, or an empty dict when the table was not written by seqmill."""
-    return orjson.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    described: dict[str, Any] = json.loads((schema.metadata or {}).get(METADATA_KEY, b"{}"))
+    return described
 
 
 def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:

@@ -1,0 +1,116 @@
+"""The configuration of a whole run: one TOML file, overridden by `--set table.key=value`."""
+
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+from seqmill.errors import UserError
+from seqmill.pipeline.dedup.config import DedupConfig
+from seqmill.pipeline.executors import EXECUTORS
+from seqmill.pipeline.ingest import IngestConfig
+from seqmill.pipeline.normalise import NormaliseConfig
+from seqmill.pipeline.pack import PackConfig
+from seqmill.pipeline.settings import build
+from seqmill.pipeline.tokenize import TokenizeConfig
+from seqmill.pipeline.train_tokenizer import TokenizerConfig
+
+
+@dataclass(frozen=True)
+class ExecutionConfig:
+    """`[execution]`: where the work runs. Nothing here changes a byte of the output."""
+
+    executor: str = "local"  # "local": processes on this machine; "ray": tasks on a Ray cluster
+    workers: int | None = None  # units in progress at a time; default: the cores of this machine
+    address: str | None = None  # of a Ray cluster; default: the cluster this job runs on, or an embedded one
+
+    def __post_init__(self) -> None:
+        if self.executor not in EXECUTORS:
+            raise UserError(f"execution.executor = {self.executor!r}: choose one of {', '.join(EXECUTORS)}")
+        if self.workers is not None and self.workers < 1:
+            raise UserError(f"execution.workers = {self.workers}: at least 1 is needed")
+
+
+@dataclass(frozen=True)
+class GenerateConfig:
+    """`[generate]`: continuations to sample from the trained model, by packed prefill."""
+
+    prompts: tuple[str, ...]
+    max_new_tokens: int = 64
+    temperature: float = 0.8  # 0 takes the most likely token every time
+    top_k: int | None = 50
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.prompts or not all(self.prompts):
+            raise UserError("generate.prompts: at least one prompt is needed, and none may be empty")
+        if self.max_new_tokens < 1:
+            raise UserError(f"generate.max_new_tokens = {self.max_new_tokens}: at least 1 is needed")
+        if self.temperature < 0:
+            raise UserError(f"generate.temperature = {self.temperature}: 0 (greedy) or more is needed")
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A whole run. Relative paths are relative to the working directory."""
+
+    out: str  # folder of the run
+    ingest: IngestConfig
+    normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    dedup: DedupConfig = field(default_factory=DedupConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
+    pack: PackConfig = field(default_factory=PackConfig)
+    train: Mapping[str, Any] | None = None  # fields of seqmill.models.TrainConfig; no table, no training
+    generate: GenerateConfig | None = None  # needs [train]
+    execution: ExecutionConfig = field(default_factory=ExecutionConfig)
+
+    def __post_init__(self) -> None:
+        if self.generate and self.train is None:
+            raise UserError("[generate] needs a [train] table: there is no model to generate from")
+
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """Read a run's configuration.
+
+    Args:
+        path: a TOML file.
+        overrides: "table.key=value" strings, the value in TOML syntax (a bare word counts as a string); later ones win.
+
+    Raises:
+        UserError: the file is missing or no TOML, or a key or value is not accepted.
+    """
+    path = Path(path)
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no configuration file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
+    for override in overrides:
+        _override(table, override)
+    return build(RunConfig, table)
+
+
+def _override(table: dict[str, Any], override: str) -> None:
+    """Set one value in place: "pack.seq_len=4096" sets table["pack"]["seq_len"] to 4096."""
+    key, equals, text = override.partition("=")
+    if not equals or not key:
+        raise UserError(f"--set {override!r}: write it as table.key=value, for example pack.seq_len=4096")
+    *tables, last = key.strip().split(".")
+    for name in tables:
+        table = table.setdefault(name, {})
+        if not isinstance(table, dict):
+            raise UserError(f"--set {override!r}: {name!r} is a value, not a table")
+    try:
+        table[last] = tomllib.loads(f"value = {text}")["value"]
+    except tomllib.TOMLDecodeError:
+        table[last] = text
+
+
+def deciding_settings(config: RunConfig) -> dict[str, Any]:
+    """The settings that decide the output's bytes, as JSON: all but where it runs and where it is put."""
+    settings = asdict(config)
+    del settings["execution"], settings["out"]
+    return settings

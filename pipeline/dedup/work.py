@@ -1,0 +1,287 @@
+"""The work units of the dedup stage: each reads files and writes files, and knows nothing of the others.
+
+sketch    documents part          -> exact keys and MinHash signatures          (one unit a part)
+cluster   all sketches            -> exact removals, candidate clusters          (one unit)
+shingle   documents part, clusters -> shingle sets of the candidates             (one unit a part)
+verify    clusters, shingle sets  -> removed.parquet                             (one unit)
+filter    documents part, removed -> documents part without the removed          (one unit a part)
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import xxhash
+
+from seqmill.pipeline.dedup.characters import character_tables
+from seqmill.pipeline.dedup.clusters import (
+    Removals,
+    all_roots,
+    exact_removals,
+    join_equal_keys,
+    survivor_rank,
+    verified_leaders,
+)
+from seqmill.pipeline.dedup.config import PRESETS, DedupConfig
+from seqmill.pipeline.dedup.minhash import band_keys, hash_family, signatures
+from seqmill.pipeline.dedup.shingles import collapse_white_space, shingle_sets
+from seqmill.pipeline.documents import document_batches, utf8_buffers
+from seqmill.pipeline.execution import UnitResult
+from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
+
+CLUSTERS = "clusters.arrow"
+REMOVED = "removed.parquet"
+REMOVED_SCHEMA = pa.schema(
+    {
+        "doc_id": pa.uint64(),
+        "id": pa.string(),
+        "reason": pa.string(),
+        "kept_doc_id": pa.uint64(),
+        "kept_id": pa.string(),
+        "similarity": pa.float32(),
+        "cluster_id": pa.uint64(),
+    }
+)
+
+
+def config_of(payload: Mapping[str, Any]) -> DedupConfig:
+    """The stage's configuration as it travelled in a payload."""
+    settings = dict(payload["config"])
+    return DedupConfig(**{**settings, "source_priority": tuple(settings["source_priority"])})
+
+
+def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Exact keys and signatures of one documents part."""
+    config = config_of(payload)
+    preset = PRESETS[config.preset]
+    multipliers, addends = hash_family(preset.bands * preset.rows, config.seed)
+    kind, lower = character_tables()
+    width = len(multipliers) if config.near else 0
+    schema = with_metadata(_sketch_schema(width), "sketches", config=dict(payload["config"]))
+
+    def sketches() -> Any:
+        for batch in document_batches(Path(payload["documents"]["path"])):
+            text = batch.column("text")
+            high, low = _exact_keys(text, kind)
+            offsets, data = utf8_buffers(text)
+            if config.near:
+                minima, shingles = signatures(data, offsets, kind, lower, preset.ngram, multipliers, addends)
+            else:
+                minima, shingles = np.empty((len(text), 0), np.uint32), np.zeros(len(text), np.int64)
+            columns = [
+                batch.column("doc_id"),
+                batch.column("id"),
+                batch.column("source"),
+                pa.array(np.diff(offsets).astype(np.uint64)),
+                pa.array(high),
+                pa.array(low),
+                pa.array(shingles),
+                pa.FixedSizeListArray.from_arrays(pa.array(minima.reshape(-1)), width) if width else None,
+            ]
+            yield pa.record_batch([column for column in columns if column is not None], schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    return UnitResult({name: write_arrow(out / name, schema, sketches())})
+
+
+def _sketch_schema(width: int) -> pa.Schema:
+    fields = {
+        "doc_id": pa.uint64(),
+        "id": pa.string(),
+        "source": pa.string(),
+        "num_bytes": pa.uint64(),
+        "exact_high": pa.uint64(),
+        "exact_low": pa.uint64(),
+        "shingles": pa.int64(),
+    }
+    if width:
+        fields["minima"] = pa.list_(pa.uint32(), width)
+    return pa.schema(fields)
+
+
+def _exact_keys(text: pa.Array, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of the xxh3-128 of every document in NFC, with white space collapsed."""
+    offsets, data = utf8_buffers(pc.utf8_normalize(text, form="NFC"))
+    ends, collapsed = collapse_white_space(data, offsets, kind)
+    view = memoryview(collapsed)
+    digests = b"".join(xxhash.xxh3_128_digest(view[ends[d] : ends[d + 1]]) for d in range(len(text)))
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+    return halves[:, 0].copy(), halves[:, 1].copy()
+
+
+def cluster(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Exact removals and candidate clusters of the whole corpus.
+
+    Writes one row per document that takes part in either: its cluster (the smallest position among its candidates, or
+    its own), its rank, and for exact duplicates the document kept.
+    """
+    config = config_of(payload)
+    table = pa.concat_tables([read_arrow(Path(file["path"])) for file in payload["sketches"]])
+    num_bytes = table["num_bytes"].to_numpy()
+    priority = _priorities(table["source"], config.source_priority)
+    rank = survivor_rank(priority, num_bytes)
+    salts = _scope_salts(table["source"], config.scope)
+    exact = Removals(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
+    if config.exact:
+        exact = exact_removals(table["exact_high"].to_numpy() ^ salts, table["exact_low"].to_numpy(), rank)
+    roots = np.arange(len(table))
+    if config.near and len(table):
+        alive = np.ones(len(table), bool)
+        alive[exact.removed] = False
+        roots = _candidate_roots(table, np.flatnonzero(alive & (table["shingles"].to_numpy() > 0)), salts, config)
+    exact_kept = np.full(len(table), -1, np.int64)
+    exact_kept[exact.removed] = exact.kept
+    sizes = np.bincount(roots, minlength=len(table))
+    is_candidate = (sizes[roots] > 1) & (exact_kept < 0)
+    members = np.flatnonzero(is_candidate | (exact_kept >= 0))
+    clusters = pa.table(
+        {
+            "doc_id": table["doc_id"].take(members),
+            "id": table["id"].take(members),
+            "cluster": pa.array(roots[members]),
+            "rank": pa.array(rank[members]),
+            "candidate": pa.array(is_candidate[members]),
+            "exact_kept_doc_id": _optional_take(table["doc_id"], exact_kept[members]),
+            "exact_kept_id": _optional_take(table["id"], exact_kept[members]),
+        }
+    )
+    schema = with_metadata(clusters.schema, "clusters")
+    rows = write_arrow(out / CLUSTERS, schema, clusters.cast(schema).combine_chunks().to_batches())
+    return UnitResult({CLUSTERS: rows})
+
+
+def _priorities(sources: pa.ChunkedArray, best_first: Sequence[str]) -> np.ndarray:
+    """int64[documents]: the position of each document's source in `best_first`, the last position for all others."""
+    found = pc.index_in(sources, pa.array(list(best_first), pa.string()))
+    return pc.fill_null(found, len(best_first)).to_numpy().astype(np.int64)
+
+
+def _scope_salts(sources: pa.ChunkedArray, scope: str) -> np.ndarray:
+    """uint64[documents]: equal for documents that may be duplicates of each other, by their source or all of them."""
+    if scope == "global":
+        return np.zeros(len(sources), np.uint64)
+    encoded = sources.combine_chunks().dictionary_encode()
+    names = np.array([xxhash.xxh3_64_intdigest(name or "") for name in encoded.dictionary.to_pylist()], np.uint64)
+    return names[encoded.indices.to_numpy()]
+
+
+def _candidate_roots(table: pa.Table, documents: np.ndarray, salts: np.ndarray, config: DedupConfig) -> np.ndarray:
+    """int64[all documents]: the smallest position among the documents connected by equal bands; itself if none is."""
+    preset = PRESETS[config.preset]
+    minima = table["minima"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[documents]
+    parent = np.arange(len(documents))
+    for band in range(preset.bands):
+        keys = band_keys(minima, band * preset.rows, preset.rows, salts[documents])
+        join_equal_keys(keys, np.argsort(keys, kind="stable"), parent)
+    roots = np.arange(len(table))
+    roots[documents] = documents[all_roots(parent)]
+    return roots
+
+
+def _optional_take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedArray:
+    """`column[indices]` with null where the index is negative."""
+    return column.take(pa.array(indices, mask=indices < 0))
+
+
+def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Shingle sets of the candidates of one documents part."""
+    config = config_of(payload)
+    kind, lower = character_tables()
+    clusters = read_arrow(Path(payload["clusters"]["path"]))
+    candidates = clusters.filter(clusters["candidate"])["doc_id"].combine_chunks()
+    fields = {"doc_id": pa.uint64(), "shingles": pa.large_list(pa.uint64())}
+    schema = with_metadata(pa.schema(fields), "shingles")
+
+    def sets() -> Any:
+        for batch in document_batches(Path(payload["documents"]["path"])):
+            chosen = batch.filter(pc.is_in(batch.column("doc_id"), candidates))
+            offsets, data = utf8_buffers(chosen.column("text"))
+            ends, hashes = shingle_sets(data, offsets, kind, lower, PRESETS[config.preset].ngram)
+            lists = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(hashes))
+            yield pa.record_batch([chosen.column("doc_id"), lists], schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    return UnitResult({name: write_arrow(out / name, schema, sets())})
+
+
+def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Decide what is removed, and write the evidence: one row per removed document, sorted by doc_id."""
+    config = config_of(payload)
+    clusters = read_arrow(Path(payload["clusters"]["path"]))
+    exact = clusters.filter(pc.is_valid(clusters["exact_kept_doc_id"]))
+    near = clusters.filter(clusters["candidate"]).sort_by([("cluster", "ascending"), ("rank", "ascending")])
+    leader, similarity = np.empty(0, np.int64), np.empty(0, np.float32)
+    if len(near):
+        sets = pa.concat_tables([read_arrow(Path(file["path"])) for file in payload["shingles"]])
+        lists = sets.take(pc.index_in(near["doc_id"], sets["doc_id"].combine_chunks()))["shingles"].combine_chunks()
+        starts = np.flatnonzero(np.diff(near["cluster"].to_numpy(), prepend=-1))
+        leader, similarity = verified_leaders(
+            np.append(starts, len(near)), lists.offsets.to_numpy(), lists.values.to_numpy(), config.threshold
+        )
+    gone = np.flatnonzero(leader != np.arange(len(leader)))
+    near_kept = near.take(leader[gone])
+    final = dict(zip(near["doc_id"].take(gone).to_pylist(), near_kept["doc_id"].to_pylist(), strict=True))
+    exact_kept = exact["exact_kept_doc_id"].to_pylist()
+    removed = pa.table(
+        {
+            "doc_id": pa.chunked_array([*exact["doc_id"].chunks, *near["doc_id"].take(gone).chunks], pa.uint64()),
+            "id": pa.chunked_array([*exact["id"].chunks, *near["id"].take(gone).chunks], pa.string()),
+            "reason": pa.array(["exact"] * len(exact) + ["near"] * len(gone), pa.string()),
+            "kept_doc_id": pa.array([*exact_kept, *near_kept["doc_id"].to_pylist()], pa.uint64()),
+            "kept_id": pa.array([*exact["exact_kept_id"].to_pylist(), *near_kept["id"].to_pylist()], pa.string()),
+            "similarity": pa.array(np.concatenate([np.ones(len(exact), np.float32), similarity[gone]])),
+            # the kept copy of an exact duplicate may itself have been removed as a near one
+            "cluster_id": pa.array(
+                [*(final.get(kept, kept) for kept in exact_kept), *near_kept["doc_id"].to_pylist()], pa.uint64()
+            ),
+        },
+        schema=REMOVED_SCHEMA,
+    ).sort_by("doc_id")
+    with atomic_path(out / REMOVED) as temporary:
+        pq.write_table(removed, temporary, compression="zstd")
+    rejected = len(near) - len(gone) - int(len(np.unique(near["cluster"].to_numpy()))) if len(near) else 0
+    return UnitResult({REMOVED: len(removed)}, {"candidates": len(near), "kept_after_verification": rejected})
+
+
+def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """One documents part without its removed documents, with cluster_id and cluster_size."""
+    removed = pq.read_table(payload["removed"]["path"], columns=["doc_id", "reason", "cluster_id"])
+    removed_ids = removed["doc_id"].combine_chunks()
+    followers = removed["cluster_id"].value_counts()
+    leaders, follower_counts = followers.field("values"), followers.field("counts")
+    source = Path(payload["documents"]["path"])
+    schema = pa.ipc.open_stream(pa.memory_map(str(source))).schema
+    schema = schema.append(pa.field("cluster_id", pa.uint64())).append(pa.field("cluster_size", pa.uint32()))
+    schema = with_metadata(schema, "documents", config=dict(payload["config"]))
+    stats: dict[str, dict[str, dict[str, int]]] = {}
+
+    def kept_batches() -> Any:
+        for batch in document_batches(source):
+            place = pc.index_in(batch.column("doc_id"), removed_ids)
+            reasons = pc.fill_null(removed["reason"].combine_chunks().take(place), "kept")
+            _count(stats, batch, reasons)
+            kept = batch.filter(pc.is_null(place))
+            ids = kept.column("doc_id")
+            size = pc.fill_null(follower_counts.take(pc.index_in(ids, leaders)), 0)
+            size = pc.add(size, 1).cast(pa.uint32())
+            yield pa.record_batch([*kept.columns, ids, size], schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    rows = write_arrow(out / name, schema, kept_batches())
+    return UnitResult({name: rows}, {"sources": stats})
+
+
+def _count(stats: dict[str, dict[str, dict[str, int]]], batch: pa.RecordBatch, reasons: pa.Array) -> None:
+    """Add a batch to stats[source][reason] = {documents, bytes}."""
+    counted = pa.table(
+        {"source": batch.column("source"), "reason": reasons, "bytes": pc.binary_length(batch.column("text"))}
+    )
+    totals = counted.group_by(["source", "reason"]).aggregate([("bytes", "sum"), ("bytes", "count")])
+    for row in totals.to_pylist():
+        entry = stats.setdefault(row["source"], {}).setdefault(row["reason"], {"documents": 0, "bytes": 0})
+        entry["documents"] += row["bytes_count"]
+        entry["bytes"] += row["bytes_sum"]

@@ -1,0 +1,91 @@
+"""The steps of a run that need a model. The only module of the pipeline that imports `seqmill.models`, when called:
+data is prepared on machines without torch."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+
+from seqmill.errors import UserError
+from seqmill.pipeline.config import GenerateConfig
+from seqmill.pipeline.execution import Progress
+from seqmill.pipeline.settings import build
+from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
+from seqmill.storage import write_json
+from seqmill.tokenizers_ext import Encoder, load
+
+if TYPE_CHECKING:
+    from seqmill.models import TrainConfig
+
+SAMPLES = "samples.json"
+
+
+def read_train_config(table: Mapping[str, Any]) -> "TrainConfig":
+    """The `[train]` table as a checked configuration.
+
+    Raises:
+        UserError: an unknown key, an impossible value, or no torch on this machine.
+    """
+    try:
+        from seqmill.models import TrainConfig
+    except ImportError as error:
+        raise UserError(f"training needs torch ({error}): pip install 'seqmill[train]', or remove [train]") from error
+    return build(TrainConfig, table, "train")
+
+
+def train_model(packed: Path, config: "TrainConfig", out: Path, progress: Progress) -> dict[str, Any]:
+    """Train on a packed folder, or go on where an earlier run stopped; returns the result as JSON."""
+    from seqmill.models import train
+
+    progress.start("train", config.steps)
+    result = train(packed, out, config, progress=lambda _step: progress.advance())
+    progress.finish()
+    return asdict(result)
+
+
+def generate_samples(checkpoint: Path, config: GenerateConfig, out: Path) -> list[dict[str, Any]]:
+    """Continue the configured prompts by packed prefill; writes and returns [{"prompt", "continuation"}]."""
+    samples = continue_texts(checkpoint, config)
+    write_json(out / SAMPLES, samples)
+    return samples
+
+
+def continue_texts(checkpoint: Path, config: GenerateConfig) -> list[dict[str, Any]]:
+    """Continue prompts with the model and tokenizer of a checkpoint.
+
+    Raises:
+        UserError: the checkpoint carries no tokenizer, or a prompt is longer than the model's cache allows.
+    """
+    from seqmill import models
+
+    encoder = load(tokenizer_of(checkpoint))
+    model = models.load(checkpoint)
+    prompts = encoder.encode(pa.array(config.prompts, pa.large_string())).to_pylist()
+    stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
+    sequences = models.generate(
+        model,
+        prompts,
+        max_new_tokens=config.max_new_tokens,
+        temperature=config.temperature,
+        top_k=config.top_k,
+        seed=config.seed,
+        stop_ids=stop,
+    )
+    texts = _decode(encoder, [sequence.tokens for sequence in sequences])
+    return [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.prompts, texts, strict=True)]
+
+
+def tokenizer_of(checkpoint: Path) -> Path:
+    """The tokenizer folder that belongs to a training folder or to one of its checkpoints."""
+    for folder in (checkpoint, *checkpoint.parents[:2]):
+        if (folder / TOKENIZER_FOLDER).is_dir():
+            return folder / TOKENIZER_FOLDER
+    raise UserError(f"{checkpoint} carries no tokenizer; copy the one its data was made with to {checkpoint}/tokenizer")
+
+
+def _decode(encoder: Encoder, sequences: Sequence[Sequence[int]]) -> list[str]:
+    """Text of generated ids; bytes that are no UTF-8 (a character cut off at the end) become replacement marks."""
+    ids = pa.array(sequences, pa.list_(pa.uint32()))
+    return [text.decode(errors="replace") for text in encoder.decode(ids).to_pylist()]

@@ -1,0 +1,94 @@
+"""A whole run: raw text in, trained model and report out. Run again to do only what is missing.
+
+OUT/config.json   the settings that decide the bytes
+OUT/documents     ingest and normalise       OUT/dedup     without duplicates
+OUT/tokenizer     the vocabulary             OUT/tokens    ids per document
+OUT/packed        rows for training          OUT/train     checkpoints and log.jsonl
+OUT/samples.json  continuations              OUT/report.json
+"""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from seqmill.pipeline.config import RunConfig, deciding_settings
+from seqmill.pipeline.dedup.stage import dedup
+from seqmill.pipeline.execution import Executor, Progress
+from seqmill.pipeline.executors import make_executor
+from seqmill.pipeline.ingest import ingest
+from seqmill.pipeline.model_steps import generate_samples, read_train_config, train_model
+from seqmill.pipeline.pack import pack
+from seqmill.pipeline.progress import Silent
+from seqmill.pipeline.report import build_report
+from seqmill.pipeline.tokenize import tokenize
+from seqmill.pipeline.train_tokenizer import train_tokenizer
+from seqmill.storage import only_writer, write_json
+
+CONFIG = "config.json"
+REPORT = "report.json"
+
+
+def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
+    """Do a whole run and return its report, which is also written to OUT/report.json.
+
+    Raises:
+        UserError: the configuration, the input or the machine does not allow it; finished units are kept.
+    """
+    progress = progress or Silent()
+    train_config = None if config.train is None else read_train_config(config.train)
+    execution = config.execution
+    executor = make_executor(execution.executor, execution.workers, execution.address)
+    out = Path(config.out)
+    with only_writer(out):
+        clock = _Clock()
+        write_json(out / CONFIG, deciding_settings(config))
+        manifests = _prepare_data(config, out, executor, progress, clock)
+        trained: dict[str, Any] | None = None
+        samples: list[dict[str, Any]] | None = None
+        if train_config is not None:
+            with clock.stage("train"):
+                trained = train_model(out / "packed", train_config, out / "train", progress)
+        if config.generate is not None:
+            with clock.stage("generate"):
+                samples = generate_samples(out / "train", config.generate, out)
+        report = build_report(out, manifests, trained, samples, clock.seconds)
+        write_json(out / REPORT, report)
+    return report
+
+
+def _prepare_data(
+    config: RunConfig, out: Path, executor: Executor, progress: Progress, clock: "_Clock"
+) -> dict[str, dict[str, Any]]:
+    """The stages from raw text to packed rows; returns their manifests by stage."""
+    manifests: dict[str, dict[str, Any]] = {}
+    documents = out / "documents"
+    with clock.stage("ingest"):
+        manifests["ingest"] = ingest(config.ingest, config.normalise, documents, executor, progress)
+    if config.dedup.exact or config.dedup.near:
+        with clock.stage("dedup"):
+            manifests["dedup"] = dedup(documents, config.dedup, out / "dedup", executor, progress)
+        documents = out / "dedup"
+    with clock.stage("tokenizer"):
+        train_tokenizer(documents, config.tokenizer, out / "tokenizer", executor, progress)
+    with clock.stage("tokenize"):
+        manifests["tokenize"] = tokenize(
+            documents, out / "tokenizer", config.tokenize, out / "tokens", executor, progress
+        )
+    with clock.stage("pack"):
+        manifests["pack"] = pack(out / "tokens", config.pack, out / "packed", executor, progress)
+    return manifests
+
+
+class _Clock:
+    """Wall seconds per stage."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        began = time.monotonic()
+        yield
+        self.seconds[name] = round(time.monotonic() - began, 3)

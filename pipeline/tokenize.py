@@ -1,0 +1,136 @@
+"""The tokenize stage: documents to ids, one part at a time."""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seqmill.compress import unigram_entropy
+from seqmill.errors import UserError
+from seqmill.manifest import STATE_FOLDER, open_manifest, write_manifest
+from seqmill.pipeline.documents import document_batches
+from seqmill.pipeline.execution import (
+    Executor,
+    Progress,
+    Unit,
+    UnitResult,
+    part_references,
+    prepare_folder,
+    run_units,
+)
+from seqmill.storage import read_arrow, with_metadata, write_arrow
+from seqmill.tokenizers_ext import Encoder, append_id, copy_artifact, id_type, load
+
+TOKENIZER_FOLDER = "tokenizer"  # inside tokens and packed folders: data carries the tokenizer it was made with
+LARGEST_DOCUMENT = 2**32 - 1  # bytes: the range of the num_bytes column
+
+
+@dataclass(frozen=True)
+class TokenizeConfig:
+    """`[tokenize]`: how documents become ids."""
+
+    append_eos: bool = True  # put the end-of-document id behind every document
+
+
+def tokenize(
+    documents: Path, tokenizer: Path, config: TokenizeConfig, out: Path, executor: Executor, progress: Progress
+) -> dict[str, Any]:
+    """Encode a documents folder into a tokens folder that carries its tokenizer; returns the manifest.
+
+    Raises:
+        UserError: the tokenizer cannot be read, or has no end-of-document id although one is to be appended.
+    """
+    manifest = open_manifest(documents, "documents")
+    prepare_folder(out)
+    artifact = out / TOKENIZER_FOLDER
+    copy_artifact(tokenizer, artifact)
+    encoder = load(artifact)
+    if config.append_eos and "eos" not in encoder.special_ids:
+        raise UserError(
+            f"{tokenizer} has no end-of-document id that seqmill knows; set tokenize.append_eos = false, "
+            'or name the id in the artifact\'s seqmill.json under "special_ids"'
+        )
+    shared = {"tokenizer": str(artifact), "fingerprint": encoder.fingerprint, "config": asdict(config)}
+    units = [
+        Unit(part, {"part": part, "documents": file, **shared})
+        for part, file in part_references(documents, manifest).items()
+    ]
+    records = run_units("tokenize", encode_part, units, out, executor, progress)
+    counts = np.zeros(encoder.vocab_size, np.int64)
+    for record in records:
+        counts += read_arrow(out / STATE_FOLDER / record.stats["counts"])["count"].to_numpy()
+    totals = {key: sum(record.stats[key] for record in records) for key in ("documents", "bytes", "tokens")}
+    return write_manifest(
+        out,
+        "tokens",
+        [file for record in records for file in record.files],
+        stage="tokenize",
+        config=asdict(config),
+        vocab_size=encoder.vocab_size,
+        tokenizer=describe_tokenizer(encoder),
+        sources=sorted({source for record in records for source in record.stats["sources"]}),
+        totals={
+            **totals,
+            "bytes_per_token": round(totals["bytes"] / max(1, totals["tokens"]), 4),
+            "unigram_entropy_nats": round(unigram_entropy(counts), 6),
+            "ids_used": int((counts > 0).sum()),
+        },
+    )
+
+
+def describe_tokenizer(encoder: Encoder) -> dict[str, Any]:
+    """What manifests say about the tokenizer behind their ids."""
+    return {
+        "kind": encoder.kind,
+        "fingerprint": encoder.fingerprint,
+        "special_ids": dict(encoder.special_ids),
+    }
+
+
+def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Encode one documents part; leaves how often each id occurs beside the record."""
+    encoder = load(payload["tokenizer"])
+    eos = encoder.special_ids["eos"] if payload["config"]["append_eos"] else None
+    ids = id_type(encoder.vocab_size)
+    fields = {"doc_id": pa.uint64(), "input_ids": pa.list_(ids), "num_bytes": pa.uint32(), "source": pa.string()}
+    schema = with_metadata(
+        pa.schema(fields), "tokens", tokenizer=encoder.fingerprint, vocab_size=encoder.vocab_size, **payload["config"]
+    )
+    totals = {"documents": 0, "bytes": 0, "tokens": 0}
+    counts = np.zeros(encoder.vocab_size, np.int64)
+    sources: set[str] = set()
+
+    def token_batches() -> Iterator[pa.RecordBatch]:
+        for batch in document_batches(Path(payload["documents"]["path"])):
+            text = batch.column("text")
+            num_bytes = pc.binary_length(text).to_numpy(zero_copy_only=False)
+            _check_sizes(batch, num_bytes)
+            lists = encoder.encode(text)
+            lists = lists if eos is None else append_id(lists, eos)
+            flat = lists.flatten().to_numpy()
+            counts[:] += np.bincount(flat, minlength=len(counts))
+            totals["documents"] += len(batch)
+            totals["bytes"] += int(num_bytes.sum())
+            totals["tokens"] += len(flat)
+            sources.update(batch.column("source").unique().to_pylist())
+            columns = [batch.column("doc_id"), lists, pa.array(num_bytes.astype(np.uint32)), batch.column("source")]
+            yield pa.record_batch(columns, schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    rows = write_arrow(out / name, schema, token_batches())
+    counted = pa.schema({"count": pa.int64()})
+    write_arrow(out / STATE_FOLDER / f"counts-{name}", counted, [pa.record_batch([pa.array(counts)], schema=counted)])
+    return UnitResult({name: rows}, {**totals, "sources": sorted(sources), "counts": f"counts-{name}"})
+
+
+def _check_sizes(batch: pa.RecordBatch, num_bytes: np.ndarray) -> None:
+    if len(num_bytes) and num_bytes.max() > LARGEST_DOCUMENT:
+        worst = int(num_bytes.argmax())
+        raise UserError(
+            f"document {batch.column('doc_id')[worst]} has {num_bytes[worst]} bytes, more than the {LARGEST_DOCUMENT} "
+            "that the num_bytes column holds; cut it before ingest"
+        )

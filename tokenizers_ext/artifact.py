@@ -1,0 +1,130 @@
+"""Tokenizer artifacts: a folder with `seqmill.json` (what it is, its hash) and the files of its kind.
+
+DIR/seqmill.json       format_version, kind, vocab_size, special_ids, sha256 of each file, built_from
+DIR/tokenizer.json     for kind "subword": the Hugging Face format
+"""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+
+from seqmill.errors import UserError
+from seqmill.storage import FORMAT_VERSION, atomic_path, read_json, write_json
+from seqmill.tokenizers_ext.byte_level import ByteEncoder
+from seqmill.tokenizers_ext.encoder import Encoder
+from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_json
+
+DESCRIPTION = "seqmill.json"
+TOKENIZER_JSON = "tokenizer.json"
+ROUND_TRIP_SAMPLE = (
+    "",
+    "Plain words, 3.14 and  two spaces.\r\n\tTab",
+    "naïve Русский 日本語 👩\u200d👧 e\u0301",
+    "\x00\x7f",
+)
+
+
+def save_subword(folder: Path, tokenizer_json: bytes, built_from: Mapping[str, Any]) -> Encoder:
+    """Write a subword artifact and return its encoder.
+
+    Args:
+        built_from: JSON values that say where the vocabulary came from, for people.
+    """
+    encoder = SubwordEncoder(tokenizer_json)
+    with atomic_path(folder / TOKENIZER_JSON) as temporary:
+        temporary.write_bytes(tokenizer_json)
+    _describe(folder, encoder, {TOKENIZER_JSON: tokenizer_json}, built_from)
+    return encoder
+
+
+def save_byte(folder: Path) -> Encoder:
+    """Write the byte tokenizer's artifact and return its encoder."""
+    encoder = ByteEncoder()
+    _describe(folder, encoder, {}, {})
+    return encoder
+
+
+def copy_artifact(source: Path, folder: Path) -> None:
+    """Put the artifact (or bare tokenizer.json) at `source` into `folder`, so that a dataset carries its tokenizer."""
+    if source.is_file():
+        save_subword(folder, source.read_bytes(), {"file": source.name})
+        return
+    described = _description_of(source)
+    for name in [*described["sha256"], DESCRIPTION]:  # the description last: without it there is no artifact
+        with atomic_path(folder / name) as temporary:
+            temporary.write_bytes((source / name).read_bytes())
+
+
+def load(path: str | Path) -> Encoder:
+    """The tokenizer at `path`: an artifact folder, or a `tokenizer.json`.
+
+    Raises:
+        UserError: nothing readable is there, a file does not match its recorded hash, or a sample does not survive
+            encoding and decoding.
+    """
+    path = Path(path)
+    if path.is_file():
+        return load_tokenizer_json(path)
+    if path.is_dir() and not (path / DESCRIPTION).is_file() and (path / TOKENIZER_JSON).is_file():
+        return load_tokenizer_json(path / TOKENIZER_JSON)
+    described = _description_of(path)
+    for name, expected in described["sha256"].items():
+        found = hashlib.sha256((path / name).read_bytes()).hexdigest() if (path / name).is_file() else "nothing"
+        if found != expected:
+            raise UserError(
+                f"{path / name}: {DESCRIPTION} records sha256 {expected[:16]}..., found {found[:16]}...; ids would "
+                "differ from the ones on disk: restore the file, or train the tokenizer again"
+            )
+    encoder = _open(path, described)
+    _check_round_trip(path, encoder)
+    return encoder
+
+
+def _open(path: Path, described: Mapping[str, Any]) -> Encoder:
+    factories = {
+        "subword": lambda: SubwordEncoder((path / TOKENIZER_JSON).read_bytes(), described["special_ids"]),
+        "byte": ByteEncoder,
+    }
+    if described["kind"] not in factories:
+        raise UserError(
+            f"{path}: unknown tokenizer kind {described['kind']!r}; this seqmill reads {', '.join(factories)}"
+        )
+    return factories[described["kind"]]()
+
+
+def _describe(folder: Path, encoder: Encoder, files: Mapping[str, bytes], built_from: Mapping[str, Any]) -> None:
+    description = {
+        "format_version": FORMAT_VERSION,
+        "kind": encoder.kind,
+        "vocab_size": encoder.vocab_size,
+        "special_ids": dict(encoder.special_ids),
+        "sha256": {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()},
+        "built_from": dict(built_from),
+    }
+    write_json(folder / DESCRIPTION, description)
+
+
+def _description_of(path: Path) -> dict[str, Any]:
+    if not (path / DESCRIPTION).is_file():
+        raise UserError(
+            f"{path} is no tokenizer: neither a tokenizer.json nor a folder with {DESCRIPTION}; "
+            "make one with `seqmill tokenizer train`"
+        )
+    described: dict[str, Any] = read_json(path / DESCRIPTION)
+    if described.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{path}: format version {described.get('format_version')}, this seqmill reads {FORMAT_VERSION}"
+        )
+    return described
+
+
+def _check_round_trip(path: Path, encoder: Encoder) -> None:
+    decoded = encoder.decode(encoder.encode(pa.array(ROUND_TRIP_SAMPLE, pa.large_string())))
+    for text, found in zip(ROUND_TRIP_SAMPLE, decoded.to_pylist(), strict=True):
+        if found != text.encode():
+            raise UserError(
+                f"{path}: {text!r} comes back as {found!r}: the tokenizer files are damaged, train it again"
+            )
