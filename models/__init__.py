@@ -1,1 +1,31 @@
-""""""
+"""Models on packed shards: a decoder, its trainer, packed-prefill generation and scoring.
+
+    result = train("packed", "run", TrainConfig(model="tiny", steps=200))
+    model = load("run")
+    generate(model, [[1, 2, 3], [4]], max_new_tokens=20)
+    score(model, [[1, 2, 3]])
+
+Ids go in and come out; the tokenizer that the packed folder carries is copied to `run/tokenizer`.
+"""
+
+from seqmill.models.checkpoint import load
+from seqmill.models.config import PRESETS, ModelConfig
+from seqmill.models.generate import GeneratedSequence, generate, score
+from seqmill.models.runlog import StepRecord
+from seqmill.models.train_config import TrainConfig
+from seqmill.models.trainer import TrainResult, train
+from seqmill.models.transformer import Model
+
+__all__ = [
+    "PRESETS",
+    "GeneratedSequence",
+    "Model",
+    "ModelConfig",
+    "StepRecord",
+    "TrainConfig",
+    "TrainResult",
+    "generate",
+    "load",
+    "score",
+    "train",
+]

@@ -1,1 +1,54 @@
-""""""
+"""Packing: documents of any length into rows of one length, and the rows into training steps.
+
+    lengths --plan--> PackPlan --write_rows--> shards + manifest --PackedDataset--> batches for a trainer
+    (pack_plan, best_fit)      (tokens, write, totals)           (rows, dataset)
+
+Nothing is lost and nothing is padded: a document that is longer than a row is cut into pieces, each cut keeps the
+target behind it, and whatever a policy drops is counted. `validate` checks a finished folder.
+
+    plan = seqmill.packing.plan(lengths, capacity=2048)
+    for batch in seqmill.packing.PackedDataset("packed", batch_rows=8):
+        ...
+
+Importing this package does not import torch; `PackedDataset` does, when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+from seqmill.packing.pack_plan import PackPlan, load_plan, plan, save_plan
+from seqmill.packing.rows import PackedRows
+from seqmill.packing.schema import packed_schema, token_dtype
+from seqmill.packing.tokens import TokenStore
+from seqmill.packing.totals import RowTotals, pack_settings, packed_manifest_entries
+from seqmill.packing.validation import ValidationReport, Violation, validate
+from seqmill.packing.write import write_rows
+
+if TYPE_CHECKING:
+    from seqmill.packing.dataset import PackedDataset
+
+__all__ = [
+    "PackPlan",
+    "PackedDataset",
+    "PackedRows",
+    "RowTotals",
+    "TokenStore",
+    "ValidationReport",
+    "Violation",
+    "load_plan",
+    "pack_settings",
+    "packed_manifest_entries",
+    "packed_schema",
+    "plan",
+    "save_plan",
+    "token_dtype",
+    "validate",
+    "write_rows",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PackedDataset":
+        from seqmill.packing.dataset import PackedDataset
+
+        return PackedDataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

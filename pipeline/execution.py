@@ -129,6 +129,8 @@ def run_units(
             progress.advance()
         else:
             missing.append(Task(work, unit, key, str(out)))
+    if missing:
+        (out / MANIFEST).unlink(missing_ok=True)  # the folder is not what it says any more
     for record in executor.run(perform, missing):
         done[record.unit] = record
         progress.advance()

@@ -49,7 +49,7 @@ class PackConfig:
             raise UserError(f"pack.overflow = {self.overflow!r}: choose one of {', '.join(OVERFLOWS)}")
         if self.shard_tokens < self.seq_len:
             raise UserError(
-                f"pack.shard_tokens = {self.shard_tokens} is less than one row of pack.seq_len = {self.seq_len}; raise it"
+                f"pack.shard_tokens = {self.shard_tokens} is less than one row of pack.seq_len = {self.seq_len}"
             )
 
 

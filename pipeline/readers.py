@@ -1,6 +1,7 @@
 """Read JSON Lines and plain text: every record becomes a row of a batch or an entry of the quarantine."""
 
 import json
+import re
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any, BinaryIO
@@ -16,6 +17,8 @@ from seqmill.pipeline.streams import BYTE_ORDER_MARK, Damaged, byte_reader, firs
 
 Reader = Callable[[Segment, Fields, Quarantine], Iterator[pa.RecordBatch]]
 LINE_END = b"\n"
+LONG_LINE_BYTES = 1 << 30  # orjson refuses lines of 2 GiB
+_ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 
 
 def read_segment(segment: Segment, fields: Fields, quarantine: Quarantine) -> Iterator[pa.RecordBatch]:
@@ -88,7 +91,8 @@ def _parse_lines(
     segment: Segment, fields: Fields, quarantine: Quarantine, row: int, offset: int, lines: list[bytes]
 ) -> pa.RecordBatch:
     """The only loop over lines. It does as little as it can: everything about bad lines is in `_why_bad`."""
-    loads, name = orjson.loads, fields.text
+    loads = orjson.loads if max(map(len, lines)) < LONG_LINE_BYTES else _load_long
+    name = fields.text
     rows: list[int] = []
     texts: list[str] = []
     records: list[tuple[dict[str, Any], bytes]] = []
@@ -115,13 +119,31 @@ def _parse_lines(
     return make_batch(segment, fields, np.array(rows, np.int64), pa.array(texts, pa.large_string()), columns)
 
 
+def _load_long(line: bytes) -> Any:
+    """What orjson would make of a line too long for it.
+
+    Raises:
+        ValueError: it is invalid UTF-8 or JSON, holds NaN or Infinity, or an escaped lone surrogate.
+    """
+    constants: list[str] = []
+    try:
+        record = json.loads(line.decode("utf-8"), parse_constant=constants.append)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+    if constants:
+        raise ValueError(constants[0])
+    if _ESCAPED_SURROGATE.search(line):
+        json.dumps(record, ensure_ascii=False).encode("utf-8")
+    return record
+
+
 def _why_bad(line: bytes, name: str) -> str:
     """The reason why a line that is not blank gave no text."""
     if not is_utf8(line):
         return "invalid UTF-8"
     try:
-        record = orjson.loads(line)
-    except orjson.JSONDecodeError:
+        record = (orjson.loads if len(line) < LONG_LINE_BYTES else _load_long)(line)
+    except ValueError:
         return _why_invalid(line)
     if not isinstance(record, dict):
         return "not a JSON object"

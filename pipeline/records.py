@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,8 +115,9 @@ def render(value: Any, name: str, line: bytes) -> str | None:
     if value is None or type(value) is str:
         return value
     if type(value) is float and abs(value) >= _LARGEST_EXACT:
-        value = json.loads(line)[name]
-        return str(value) if isinstance(value, int) else orjson.dumps(value).decode()
+        with suppress(ValueError, RecursionError):  # Python's parser has limits of its own: then the float has to do
+            exact = json.loads(line)[name]
+            return str(exact) if isinstance(exact, int) else orjson.dumps(exact).decode()
     return orjson.dumps(value).decode()
 
 

@@ -21,7 +21,7 @@ def build_report(
     samples: Sequence[Mapping[str, Any]] | None,
     seconds: Mapping[str, float],
 ) -> dict[str, Any]:
-    """Gather what the stages counted. Everything but "seconds", "machine" and "out" depends on input and settings alone.
+    """Gather what the stages counted. All but "seconds", "machine" and "out" depends on input and settings alone.
 
     Args:
         out: the run's folder.

@@ -41,7 +41,7 @@ class TokenizerConfig:
             raise UserError(f"tokenizer.kind = {self.kind!r}: choose one of {', '.join(KINDS)}")
         if self.kind == "bpe" and self.vocab_size < SMALLEST_BPE_VOCABULARY:
             raise UserError(
-                f"tokenizer.vocab_size = {self.vocab_size}: a byte-level BPE has at least {SMALLEST_BPE_VOCABULARY} ids; "
+                f"tokenizer.vocab_size = {self.vocab_size}: a byte-level BPE has {SMALLEST_BPE_VOCABULARY} or more; "
                 "for bytes alone set tokenizer.kind = 'byte'"
             )
         if self.sample_bytes < 1:
@@ -89,7 +89,9 @@ def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
 
     tokenizer_json = train_bpe(texts(), config.vocab_size)
     if not sampled["documents"]:
-        raise UserError("there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small")
+        raise UserError(
+            "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
+        )
     built_from = {"algorithm": "bpe", "sample": sampled, "vocab_size": config.vocab_size, "seed": config.seed}
     save_subword(out, tokenizer_json, built_from)
     return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, {"sample": sampled})

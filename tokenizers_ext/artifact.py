@@ -5,7 +5,7 @@ DIR/tokenizer.json     for kind "subword": the Hugging Face format
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -84,7 +84,7 @@ def load(path: str | Path) -> Encoder:
 
 
 def _open(path: Path, described: Mapping[str, Any]) -> Encoder:
-    factories = {
+    factories: dict[str, Callable[[], Encoder]] = {
         "subword": lambda: SubwordEncoder((path / TOKENIZER_JSON).read_bytes(), described["special_ids"]),
         "byte": ByteEncoder,
     }

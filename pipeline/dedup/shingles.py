@@ -26,7 +26,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _decode(data: np.ndarray, at: int) -> tuple[int, int]:
+def _decode(data: np.ndarray, at: int) -> tuple[np.int64, int]:
     """The code point at byte `at` of valid UTF-8, and the index of the next one."""
     first = np.int64(data[at])
     if first < 0x80:

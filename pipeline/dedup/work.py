@@ -165,7 +165,7 @@ def _scope_salts(sources: pa.ChunkedArray, scope: str) -> np.ndarray:
     if scope == "global":
         return np.zeros(len(sources), np.uint64)
     encoded = sources.combine_chunks().dictionary_encode()
-    names = np.array([xxhash.xxh3_64_intdigest(name or "") for name in encoded.dictionary.to_pylist()], np.uint64)
+    names = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in encoded.dictionary.to_pylist()], np.uint64)
     return names[encoded.indices.to_numpy()]
 
 
@@ -243,7 +243,7 @@ def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
     ).sort_by("doc_id")
     with atomic_path(out / REMOVED) as temporary:
         pq.write_table(removed, temporary, compression="zstd")
-    rejected = len(near) - len(gone) - int(len(np.unique(near["cluster"].to_numpy()))) if len(near) else 0
+    rejected = len(near) - len(gone) - len(np.unique(near["cluster"].to_numpy())) if len(near) else 0
     return UnitResult({REMOVED: len(removed)}, {"candidates": len(near), "kept_after_verification": rejected})
 
 

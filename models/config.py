@@ -1,0 +1,125 @@
+"""The shape of a decoder: one frozen dataclass, and the named presets."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from types import MappingProxyType
+from typing import Any
+
+from seqmill.errors import UserError
+
+VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this, for matrix kernels
+REFERENCE_VOCAB = 50_257  # the vocabulary (GPT-2's) for which the presets have the size in their name
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """A decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+
+    vocab_size: int  # ids 0 .. vocab_size - 1 exist
+    dim: int  # width of the residual stream
+    layers: int
+    heads: int  # query heads
+    kv_heads: int  # key and value heads; each serves heads / kv_heads query heads
+    head_dim: int  # even, since rotary positions turn pairs
+    ffn_dim: int  # width inside SwiGLU
+    rope_theta: float = 10_000.0  # base of the rotary wavelengths
+    norm_eps: float = 1e-5  # added to the mean square in RMSNorm
+    tied_head: bool = True  # the output head is the embedding
+    qk_norm: bool = False  # RMSNorm of every query and key head before the rotary turn
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "rope_theta"):
+            if getattr(self, name) <= 0:
+                raise UserError(f"model {name} = {getattr(self, name)}: must be positive")
+        if self.heads % self.kv_heads:
+            raise UserError(
+                f"model heads = {self.heads}, kv_heads = {self.kv_heads}: every key-value head serves the same number "
+                "of query heads, so kv_heads must divide heads"
+            )
+        if self.head_dim % 2:
+            raise UserError(f"model head_dim = {self.head_dim}: rotary positions turn pairs, so it must be even")
+
+    @property
+    def padded_vocab(self) -> int:
+        """Rows of the embedding: `vocab_size` rounded up to a multiple of `VOCAB_MULTIPLE`."""
+        return -(-self.vocab_size // VOCAB_MULTIPLE) * VOCAB_MULTIPLE
+
+    @property
+    def parameters(self) -> int:
+        """Number of trained numbers, padding rows of the vocabulary included."""
+        norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
+        attention = self.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
+        layer = norms + attention + 3 * self.dim * self.ffn_dim
+        tables = 1 if self.tied_head else 2
+        return self.layers * layer + self.dim + tables * self.padded_vocab * self.dim
+
+    def to_json(self) -> dict[str, Any]:
+        """The fields as JSON values."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any], source: str) -> "ModelConfig":
+        """The config that `to_json` described.
+
+        Args:
+            source: where `values` were found, for the error message.
+
+        Raises:
+            UserError: a field is missing or unknown (another architecture, or another version of seqmill).
+        """
+        known = {field.name for field in fields(cls)}
+        required = {"vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim"}
+        unknown, missing = sorted(set(values) - known), sorted(required - set(values))
+        if unknown or missing:
+            raise UserError(
+                f"{source} describes no seqmill decoder: unknown fields {unknown}, missing fields {missing}; "
+                "load it with the program or version that wrote it"
+            )
+        return cls(**values)
+
+
+@dataclass(frozen=True)
+class Preset:
+    """A named model and the peak learning rate that suits its size."""
+
+    model: ModelConfig
+    learning_rate: float  # AdamW, peak of the schedule
+
+
+def _preset(
+    learning_rate: float, dim: int, layers: int, heads: int, kv_heads: int, head_dim: int, ffn_dim: int
+) -> Preset:
+    return Preset(ModelConfig(REFERENCE_VOCAB, dim, layers, heads, kv_heads, head_dim, ffn_dim), learning_rate)
+
+
+# "tiny" is for a laptop's processor. The others carry the size they have with the reference vocabulary; their heads are
+# 128 wide because attention kernels on Hopper run about 1.5 times faster there than at 64.
+PRESETS: Mapping[str, Preset] = MappingProxyType(
+    {
+        "tiny": _preset(3e-3, dim=192, layers=4, heads=6, kv_heads=2, head_dim=32, ffn_dim=512),
+        "124m": _preset(6e-4, dim=768, layers=12, heads=6, kv_heads=6, head_dim=128, ffn_dim=2048),
+        "355m": _preset(3e-4, dim=1024, layers=24, heads=8, kv_heads=8, head_dim=128, ffn_dim=2752),
+        "774m": _preset(2.5e-4, dim=1280, layers=36, heads=10, kv_heads=10, head_dim=128, ffn_dim=3456),
+        "1.3b": _preset(2e-4, dim=2048, layers=24, heads=16, kv_heads=16, head_dim=128, ffn_dim=5504),
+    }
+)
+
+
+def find_preset(name: str) -> Preset:
+    """The preset called `name`.
+
+    Raises:
+        UserError: there is none.
+    """
+    if name not in PRESETS:
+        raise UserError(f"model = {name!r}: there is no such preset; choose one of {', '.join(PRESETS)}")
+    return PRESETS[name]
+
+
+def preset_config(name: str, vocab_size: int) -> ModelConfig:
+    """The shape of preset `name` for a vocabulary of `vocab_size` ids."""
+    return replace(find_preset(name).model, vocab_size=vocab_size)

@@ -1,0 +1,68 @@
+"""Summed cross-entropy straight from hidden vectors, a chunk of tokens at a time.
+
+Tensor names end in their axes: T tokens, C tokens of one chunk, D model width, V padded vocabulary.
+"""
+# ruff: noqa: N803, N806 (the axes are capital letters)
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Any
+
+import torch
+from torch import Tensor
+
+IGNORED = -100  # target of a token that is not trained on
+
+# Logits held at once: on a processor they should stay in its cache, on a GPU 1 GiB of float32 keeps it busy.
+CHUNK_LOGITS: Mapping[str, int] = MappingProxyType({"cpu": 1 << 21, "cuda": 1 << 28})
+
+
+def cross_entropy_sum(
+    hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, vocab_size: int, chunk_tokens: int | None = None
+) -> Tensor:
+    """Sum over all tokens of -log p(target), in nats, as a float32 scalar; tokens with target `IGNORED` count nothing.
+
+    All logits [T, V] are never held, and the gradients are taken in the same pass, so nothing is computed twice.
+
+    Args:
+        vocab_size: rows of `weight_VD` from here on are padding and get probability zero.
+        chunk_tokens: tokens per chunk; by default as many as `CHUNK_LOGITS` allows.
+    """
+    chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS[hidden_TD.device.type] // weight_VD.shape[0])
+    loss: Tensor = _CrossEntropySum.apply(hidden_TD, weight_VD, targets_T, vocab_size, chunk_tokens)
+    return loss
+
+
+class _CrossEntropySum(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, vocab_size: int, chunk_tokens: int
+    ) -> Tensor:
+        wants_gradient = any(ctx.needs_input_grad)
+        compute_VD = weight_VD.to(hidden_TD.dtype)
+        grad_hidden_TD = torch.empty_like(hidden_TD) if wants_gradient else None
+        grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_gradient else None
+        loss = hidden_TD.new_zeros((), dtype=torch.float32)
+        for start in range(0, len(targets_T), chunk_tokens):
+            chunk = slice(start, start + chunk_tokens)
+            hidden_CD, targets_C = hidden_TD[chunk], targets_T[chunk, None]
+            counted_C = targets_C != IGNORED
+            targets_C = targets_C.where(counted_C, 0)
+            logits_CV = (hidden_CD @ compute_VD.T).float()
+            logits_CV[:, vocab_size:] = -torch.inf
+            normaliser_C = logits_CV.logsumexp(dim=1, keepdim=True)
+            loss += ((normaliser_C - logits_CV.gather(1, targets_C)) * counted_C).sum()
+            if grad_hidden_TD is not None and grad_weight_VD is not None:
+                grad_CV = logits_CV.sub_(normaliser_C).exp_()
+                grad_CV.scatter_add_(1, targets_C, grad_CV.new_full((), -1.0).expand_as(targets_C))
+                grad_CV = grad_CV.mul_(counted_C).to(hidden_TD.dtype)
+                torch.mm(grad_CV, compute_VD, out=grad_hidden_TD[chunk])
+                grad_weight_VD += grad_CV.T @ hidden_CD
+        ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        (grad_loss,) = grad_outputs
+        grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
+        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None

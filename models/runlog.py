@@ -1,0 +1,42 @@
+"""The log of a training run: `log.jsonl`, one JSON object per update, each update once."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from seqmill.storage import atomic_path
+
+LOG = "log.jsonl"
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """One line of the log."""
+
+    step: int  # counted from 1
+    loss: float  # nats per target token of this update
+    tokens: int  # targets of all updates up to this one
+    seconds: float  # since this process began training
+    lr: float  # of this update
+    grad_norm: float  # global, before clipping
+
+
+def format_record(record: StepRecord) -> bytes:
+    """`record` as a line of the log."""
+    return json.dumps(asdict(record)).encode() + b"\n"
+
+
+def cut_log(path: Path, step: int) -> None:
+    """Keep the lines of updates 1 to `step`; a killed run's lines after its last checkpoint will be written again."""
+    if not path.is_file():
+        return
+    kept = []
+    for line in path.read_bytes().splitlines(keepends=True):
+        try:
+            if not line.endswith(b"\n") or json.loads(line)["step"] > step:
+                break
+        except ValueError:  # a machine that lost power may leave rubbish behind the last checkpoint
+            break
+        kept.append(line)
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"".join(kept))

@@ -1,0 +1,81 @@
+"""What a training run is asked to do, checked before any work."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from seqmill.errors import UserError
+from seqmill.models.config import find_preset
+
+# Settings that say how the same numbers are computed or kept, so a resumed run may have others.
+MAY_CHANGE_ON_RESUME = frozenset(
+    {"checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "dtype"}
+)  # "dtype" is compared after "auto" has been resolved
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """Settings of one training run.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+
+    model: str = "tiny"  # a name in PRESETS
+    steps: int = 1000  # updates
+    batch_tokens: int = 8192  # room of one update's rows in tokens; rows = max(1, batch_tokens // row capacity)
+    learning_rate: float | None = None  # peak; None: the preset's own
+    min_lr_ratio: float = 0.1  # rate of the last update, as a part of the peak
+    warmup_steps: int | None = None  # updates of linear warm-up; None: a tenth of the steps, at most 200
+    weight_decay: float = 0.1  # of matrices
+    betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    grad_clip: float = 1.0  # largest global gradient norm
+    checkpoint_every: int = 100  # updates; the last update always leaves a checkpoint
+    keep_last: int = 2  # checkpoints
+    seed: int = 0  # of the first weights and of the order of rows
+    device: str = "auto"  # auto (CUDA where torch sees it), cpu, cuda
+    dtype: str = "auto"  # of matrix products: auto (bfloat16 on CUDA, else float32), float32, bfloat16
+    micro_batch_rows: int | None = None  # rows' room per forward pass; None: what suits the device
+    attention: str = "auto"  # a name in attention.BACKENDS, or auto
+
+    def __post_init__(self) -> None:
+        find_preset(self.model)
+        for name, (holds, rule) in _RULES.items():
+            value = getattr(self, name)
+            if value is not None and not holds(value):
+                raise UserError(f"{name} = {value}: must be {rule}")
+        if self.warmup_steps is not None and self.warmup_steps > self.steps:
+            raise UserError(
+                f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}: the rate would never reach its "
+                "peak; lower warmup_steps or leave it out"
+            )
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """The given rate, else the preset's."""
+        return self.learning_rate if self.learning_rate is not None else find_preset(self.model).learning_rate
+
+    @property
+    def warmup(self) -> int:
+        """The given number of warm-up updates, else a tenth of the steps and at most 200."""
+        return self.warmup_steps if self.warmup_steps is not None else min(200, self.steps // 10)
+
+
+_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: value > 0, "positive")
+_AT_LEAST_ZERO: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+_RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
+    "steps": _POSITIVE,
+    "batch_tokens": _POSITIVE,
+    "learning_rate": _POSITIVE,
+    "min_lr_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
+    "warmup_steps": _AT_LEAST_ZERO,
+    "weight_decay": _AT_LEAST_ZERO,
+    "betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
+    "grad_clip": _POSITIVE,
+    "checkpoint_every": _POSITIVE,
+    "keep_last": (lambda value: value >= 1, "1 or more, since a run resumes from its newest checkpoint"),
+    "seed": _AT_LEAST_ZERO,
+    "device": (lambda value: value in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
+    "dtype": (lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
+    "micro_batch_rows": _POSITIVE,
+}

@@ -1,0 +1,147 @@
+"""The decoder: ids of documents laid end to end -> one hidden vector per token -> logits.
+
+Tensor names end in their axes: T tokens, D model width, H query heads, K key-value heads, E numbers per head, F width
+inside SwiGLU, V vocabulary.
+"""
+# ruff: noqa: N803, N806, N812 (the axes are capital letters)
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from seqmill.models.attention import Segments, attend
+from seqmill.models.config import ModelConfig
+
+_INIT_STD = 0.02  # of every matrix; the two that write to the residual stream get it divided by sqrt(2 layers)
+
+LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
+"""(layer, q_THE, k_TKE, v_TKE) -> out_THE: what a token attends to. Training packs documents, generation reads and
+writes a cache; another cache or another mask is another such function, and the decoder stays as it is."""
+
+
+def packed_attention(segments: Segments, backend: str) -> LayerAttention:
+    """Attention inside the documents of a ragged batch."""
+    return lambda _layer, q_THE, k_TKE, v_TKE: attend(q_THE, k_TKE, v_TKE, segments, backend)
+
+
+class RMSNorm(nn.Module):
+    """Divide by the root mean square of the last axis, then scale; in float32 whatever the input."""
+
+    def __init__(self, width: int, eps: float) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = nn.Parameter(torch.ones(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The normalised `x`, in the type of `x`."""
+        return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
+
+
+def rotary_table(position_ids_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
+    """The cosines and sines, each float32[T, 1, E], by which `rotate` turns a token's heads.
+
+    Number i turns together with number i + E/2, by the angle position * theta ** (-2 i / E): the convention of the
+    Llama checkpoints on the HF hub.
+    """
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_T.device) / head_dim
+    angles = position_ids_T.float()[:, None, None] * (theta**-exponents)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
+    """Turn heads x[T, heads, E] by their rotary angles, in float32."""
+    cosines, sines = table
+    first, second = x.float().chunk(2, dim=-1)
+    return (x.float() * cosines + torch.cat((-second, first), dim=-1) * sines).to(x.dtype)
+
+
+class Block(nn.Module):
+    """One layer: attention, then SwiGLU, each over a normalised copy of the residual stream."""
+
+    def __init__(self, config: ModelConfig, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.head_dim = config.head_dim
+        self.heads = (config.heads, config.kv_heads, config.kv_heads)  # of q, k, v in one projection
+        q_width = config.heads * config.head_dim
+        self.attention_norm = RMSNorm(config.dim, config.norm_eps)
+        self.qkv = nn.Linear(config.dim, sum(self.heads) * config.head_dim, bias=False)
+        self.q_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.attention_out = nn.Linear(q_width, config.dim, bias=False)
+        self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
+        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+
+    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: LayerAttention) -> Tensor:
+        """The residual stream after this layer."""
+        qkv = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, self.head_dim))
+        q_THE, k_TKE, v_TKE = qkv.split(self.heads, dim=1)
+        q_THE, k_TKE = rotate(self.q_norm(q_THE), rotary), rotate(self.k_norm(k_TKE), rotary)
+        out_THE = attention(self.layer, q_THE, k_TKE, v_TKE)
+        x_TD = x_TD + self.attention_out(out_THE.flatten(1))
+        gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
+        return x_TD + self.down(F.silu(gate_TF) * up_TF)
+
+
+class Model(nn.Module):
+    """A decoder and the config it was built from."""
+
+    def __init__(self, config: ModelConfig, seed: int | None = 0) -> None:
+        """Build on the host; the weights are a function of the config and the seed.
+
+        Args:
+            seed: None leaves the weights unset, for a caller that fills them all.
+        """
+        super().__init__()
+        self.config = config
+        with torch.device("meta"):  # torch's own initial values would cost time and advance its global generator
+            self.embedding = nn.Embedding(config.padded_vocab, config.dim)
+            self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.layers))
+            self.norm = RMSNorm(config.dim, config.norm_eps)
+            self.head = None if config.tied_head else nn.Linear(config.dim, config.padded_vocab, bias=False)
+        self.to_empty(device="cpu")
+        if seed is not None:
+            self._initialise(seed)
+
+    @torch.no_grad()
+    def _initialise(self, seed: int) -> None:
+        generator = torch.Generator().manual_seed(seed)
+        residual_std = _INIT_STD / math.sqrt(2 * self.config.layers)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 1:
+                parameter.fill_(1.0)
+            else:
+                writes_residual = name.endswith(("attention_out.weight", "down.weight"))
+                parameter.normal_(0.0, residual_std if writes_residual else _INIT_STD, generator=generator)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.embedding.weight.device
+
+    @property
+    def head_weight(self) -> Tensor:
+        """[padded vocabulary, D]: one row per id, rows from `vocab_size` on being padding."""
+        return self.embedding.weight if self.head is None else self.head.weight
+
+    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, segments: Segments, backend: str = "sdpa") -> Tensor:
+        """hidden_TD, normalised, of documents that lie end to end and see only themselves."""
+        return self.hidden(input_ids_T, position_ids_T, packed_attention(segments, backend))
+
+    def hidden(self, input_ids_T: Tensor, position_ids_T: Tensor, attention: LayerAttention) -> Tensor:
+        """hidden_TD, normalised, where `attention` says what each token sees."""
+        x_TD = self.embedding(input_ids_T)
+        rotary = rotary_table(position_ids_T, self.config.head_dim, self.config.rope_theta)
+        for block in self.blocks:
+            x_TD = block(x_TD, rotary, attention)
+        normalised: Tensor = self.norm(x_TD)
+        return normalised
+
+    def logits(self, hidden_TD: Tensor) -> Tensor:
+        """float32 logits_TV over the real vocabulary, without its padding."""
+        return F.linear(hidden_TD, self.head_weight)[:, : self.config.vocab_size].float()

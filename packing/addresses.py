@@ -1,0 +1,32 @@
+"""Arrow buffers by address, so that one kernel can read from any number of record batches.
+
+A corpus is mapped in thousands of record batches, and a row takes its documents from all of them. Numba wants an
+array per buffer; a call per batch would put Python between the documents. So a table of addresses (int64, one row
+per record batch) goes to the kernel, which turns the ones it needs into arrays. Whoever holds addresses must hold the
+Arrow tables too, and must check positions against the stored sizes before reading.
+"""
+
+from typing import Any
+
+import pyarrow as pa
+from numba import types
+from numba.core import cgutils
+from numba.extending import intrinsic
+
+
+@intrinsic
+def pointer(typing_context: Any, address: Any) -> Any:
+    """`numba.carray(pointer(address), count, dtype)` is the array at an int64 address, inside a kernel."""
+    del typing_context
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del context, signature
+        return builder.inttoptr(arguments[0], cgutils.voidptr_t)
+
+    return types.voidptr(address), build
+
+
+def address_of(array: pa.Array) -> int:
+    """The address of the first value of a primitive array; slices begin at their own offset."""
+    buffer = array.buffers()[1]
+    return buffer.address + array.offset * (array.type.bit_width // 8) if buffer is not None and len(array) else 0

@@ -1,0 +1,423 @@
+"""Check a packed folder against everything that its readers rely on.
+
+    schema  columns and types
+    I1      cu_seqlens begin at 0, increase, and end at the row's number of tokens, which is at most the capacity
+    I2      seq_lengths, max_seqlen, n_tokens and sum_sq follow from cu_seqlens; every segment column has its length
+    I3      0 <= token < vocabulary
+    I4      the segments of each document tile it from its first token, without overlap or gap
+    I5      next_token is the first token of the document's next segment, -1 at its end and nowhere else
+    I6      n_loss_tokens is the number of tokens with a target
+    I7      row_id is dense, in file order
+    I8      the list offsets of every record batch begin at 0
+    I10     files and rows match their hashes
+    totals  the manifest's totals and drops are those of the rows
+
+I9, equal bytes for equal inputs, is a property of the writer and not of a folder.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from seqmill.errors import UserError
+from seqmill.manifest import MANIFEST, open_manifest
+from seqmill.packing.schema import KIND, LIST_COLUMNS, NO_NEXT, SEGMENT_COLUMNS, hash_rows, packed_schema
+from seqmill.packing.tokens import TokenStore
+from seqmill.packing.totals import RowTotals
+from seqmill.storage import hash_file, read_arrow, read_json
+
+Int64s = npt.NDArray[np.int64]
+Bools = npt.NDArray[np.bool_]
+
+
+@dataclass(frozen=True)
+class Violation:
+    """One invariant that does not hold in one file."""
+
+    invariant: str  # "I1" to "I10", "schema" or "totals"
+    file: str  # name of the shard, or of the manifest
+    row: int | None  # number of the first such row in the whole dataset, where it is about rows
+    count: int  # rows (I4, I5: segments) that violate it
+    detail: str
+
+    def __str__(self) -> str:
+        where = self.file if self.row is None else f"{self.file}, row {self.row}"
+        return f"{self.invariant}: {where}: {self.detail} ({self.count} in this file)"
+
+
+@dataclass(frozen=True)
+class ValidationReport:
+    """What `validate` looked at and found."""
+
+    folder: str
+    files: int  # listed in the manifest
+    rows: int  # checked
+    tokens: int  # checked
+    violations: tuple[Violation, ...]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every invariant holds."""
+        return not self.violations
+
+    def __str__(self) -> str:
+        head = f"{self.folder}: {self.files} files, {self.rows} rows, {self.tokens} tokens: "
+        return head + ("valid" if self.ok else "\n".join(["INVALID", *map(str, self.violations)]))
+
+
+@dataclass(frozen=True, eq=False)
+class _Lists:
+    """A list column as numpy arrays, of lists that need not begin at 0."""
+
+    offsets: Int64s  # int64[rows + 1], from 0
+    values: np.ndarray
+
+    @property
+    def counts(self) -> Int64s:
+        return np.diff(self.offsets)
+
+
+@dataclass(frozen=True, eq=False)
+class _Segments:
+    """All segments of a shard, for the checks that go beyond it; every array has one element per segment."""
+
+    file: npt.NDArray[np.int32]  # number in the manifest
+    row: Int64s  # in the whole dataset
+    doc_id: npt.NDArray[np.uint64]
+    start: Int64s  # doc_offset
+    stop: Int64s
+    first_token: Int64s
+    next_token: Int64s
+
+
+@dataclass(frozen=True, eq=False)
+class _Reference:
+    """The documents that were packed, to be found by id."""
+
+    store: TokenStore
+    ids: npt.NDArray[np.uint64]  # all document ids, sorted
+    item: Int64s  # the documents in the order of `ids`
+
+    @classmethod
+    def of(cls, store: TokenStore) -> "_Reference":
+        order = np.argsort(store.doc_ids, kind="stable")
+        return cls(store, store.doc_ids[order], order)
+
+    def find(self, doc_id: npt.NDArray[np.uint64]) -> tuple[Int64s, Bools]:
+        """The document of every id, and whether there is one."""
+        if not len(self.ids):
+            return np.zeros(len(doc_id), np.int64), np.zeros(len(doc_id), np.bool_)
+        place = np.minimum(np.searchsorted(self.ids, doc_id), len(self.ids) - 1)
+        return self.item[place], self.ids[place] == doc_id
+
+    def tokens(self, segments: _Segments) -> np.ndarray | None:
+        """The tokens of the segments, or None when they are not all inside a known document."""
+        item, known = self.find(segments.doc_id)
+        if not known.all() or (segments.start < 0).any() or (segments.stop > self.store.lengths[item]).any():
+            return None
+        return self.store.gather(item, segments.start, segments.stop)
+
+
+def validate(folder: str | Path, tokens: str | Path | None = None) -> ValidationReport:
+    """Check all shards of a packed folder.
+
+    Args:
+        folder: with a manifest of kind "packed".
+        tokens: the tokens folder that was packed; when given, the lengths and tokens of all documents are compared
+            with it too.
+
+    Returns:
+        A report with one violation per invariant and file, at its first row. Memory: about 60 bytes per segment.
+
+    Raises:
+        UserError: the folder has no readable manifest of packed rows, or `tokens` is no tokens folder.
+    """
+    folder = Path(folder)
+    manifest = _manifest(folder)
+    reference = _Reference.of(TokenStore.open(Path(tokens))) if tokens is not None else None
+    violations: list[Violation] = []
+    segments: list[_Segments] = []
+    total = RowTotals()
+    first_row = 0
+    for number, file in enumerate(manifest["files"]):
+        shard = _Shard(file["name"], first_row, manifest["pack"], violations, reference)
+        table = shard.open(folder, file)
+        for batch in table.to_batches() if table is not None else []:
+            found = shard.check(batch, number)
+            if found:
+                segments.append(found[0])
+                total += found[1]
+        first_row += file["rows"]
+    violations += _check_documents(_join(segments), manifest, reference)
+    violations += _check_totals(total, _join(segments), manifest)
+    return ValidationReport(str(folder), len(manifest["files"]), total.rows, total.tokens, tuple(violations))
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / MANIFEST
+    manifest = read_json(path) if path.is_file() else open_manifest(folder)  # which says that there is none
+    if manifest.get("kind") != KIND:
+        raise UserError(
+            f"{folder} holds {manifest.get('kind')}, but packed rows are validated; validate another folder"
+        )
+    missing = [name for name in ("files", "pack", "totals", "drops") if name not in manifest]
+    if missing:
+        raise UserError(f"{path} has no entry {missing[0]!r}; pack again")
+    return manifest
+
+
+class _Shard:
+    """The checks of one shard; adds at most one violation per invariant to `violations`."""
+
+    def __init__(
+        self,
+        name: str,
+        first_row: int,
+        pack: Mapping[str, Any],
+        violations: list[Violation],
+        reference: _Reference | None,
+    ) -> None:
+        self.name = name
+        self.row = first_row  # of the next batch
+        self.pack = pack
+        self.violations = violations
+        self.reference = reference
+        self.reported: dict[str, int] = {}  # invariant -> its place in `violations`
+
+    def report(self, invariant: str, detail: str, wrong: Bools | None = None, rows: Int64s | None = None) -> None:
+        """Add a violation: of the file, or of the rows (default: those of the batch) where `wrong` is True."""
+        count = 1 if wrong is None else int(np.count_nonzero(wrong))
+        if not count:
+            return
+        if invariant in self.reported:
+            old = self.violations[self.reported[invariant]]
+            new = Violation(invariant, self.name, old.row, old.count + count, old.detail)
+            self.violations[self.reported[invariant]] = new
+            return
+        first = None if wrong is None else int(np.argmax(wrong))
+        row = None if first is None else self.row + first if rows is None else int(rows[first])
+        self.reported[invariant] = len(self.violations)
+        self.violations.append(Violation(invariant, self.name, row, count, detail))
+
+    def open(self, folder: Path, file: Mapping[str, Any]) -> pa.Table | None:
+        """The shard's table, or None when it cannot be read or has another layout."""
+        path = folder / self.name
+        if not path.is_file():
+            self.report("I10", "the file is missing")
+            return None
+        if path.stat().st_size != file["bytes"] or hash_file(path) != file["xxh3_128"]:
+            self.report("I10", "the file does not match the hash in the manifest")
+        try:
+            table = read_arrow(path)
+            table.validate(full=True)
+        except (UserError, pa.ArrowException) as error:
+            self.report("I10", f"the file cannot be read: {error}")
+            return None
+        expected = packed_schema(self.pack["vocab_size"], {})
+        if table.schema.names != expected.names or table.schema.types != expected.types:
+            self.report("schema", f"columns {dict(zip(table.schema.names, map(str, table.schema.types), strict=True))}")
+            return None
+        if table.num_rows != file["rows"]:
+            self.report("totals", f"{table.num_rows} rows, the manifest lists {file['rows']}")
+        return table
+
+    def check(self, batch: pa.RecordBatch, number: int) -> tuple[_Segments, RowTotals] | None:
+        """Check one record batch; its segments and counts, or None when its segments make no sense."""
+        if batch.num_rows == 0:
+            return None
+        if any(column.null_count for column in batch.columns):
+            self.report("schema", "the file has nulls")
+            return None
+        lists = {name: _lists(batch.column(name)) for name in LIST_COLUMNS}
+        if any(batch.column(name).offsets[0].as_py() for name in LIST_COLUMNS):
+            self.report("I8", "the list offsets of a record batch do not begin at 0")
+        numbers = {
+            name: batch.column(name).to_numpy(zero_copy_only=True)
+            for name in batch.schema.names
+            if name not in LIST_COLUMNS
+        }
+        self._check_rows(lists, numbers)
+        found = self._check_segments(lists, numbers, number) if self._has_bounds(lists) else None
+        original = self.reference.tokens(found[0]) if self.reference and found else None
+        if original is not None:
+            ids = lists["input_ids"]
+            self.report("I4", "tokens are not those of the tokens folder", _any(original != ids.values, ids.offsets))
+        self.row += batch.num_rows
+        return found
+
+    def _check_rows(self, lists: Mapping[str, _Lists], numbers: Mapping[str, np.ndarray]) -> None:
+        """I3, I7 and the row hashes: what needs no segments."""
+        ids, cu = lists["input_ids"], lists["cu_seqlens"]
+        rows = np.arange(self.row, self.row + len(ids.counts))
+        self.report("I7", "row_id is not the number of the row", numbers["row_id"] != rows)
+        outside = ids.values >= self.pack["vocab_size"]
+        if outside.any():
+            self.report(
+                "I3", f"a token is not below the vocabulary of {self.pack['vocab_size']}", _any(outside, ids.offsets)
+            )
+        hashes = hash_rows(ids.values, ids.offsets, cu.values, cu.offsets)
+        self.report("I10", "the row does not match its hash", numbers["xxh3"] != hashes)
+
+    def _has_bounds(self, lists: Mapping[str, _Lists]) -> bool:
+        """I1, and whether every segment column has one element per segment (I2); False stops the further checks."""
+        cu, ids = lists["cu_seqlens"], lists["input_ids"]
+        too_short = cu.counts < 2
+        self.report("I1", "cu_seqlens has no segment", too_short)
+        if too_short.any():
+            return False
+        steps = np.diff(cu.values.astype(np.int64), append=0)
+        steps[cu.offsets[1:] - 1] = 1  # from the last bound of a row to the first of the next: not a segment
+        wrong = (cu.values[cu.offsets[:-1]] != 0) | _any(steps <= 0, cu.offsets)
+        wrong |= (cu.values[cu.offsets[1:] - 1] != ids.counts) | (ids.counts > self.pack["capacity"])
+        detail = f"cu_seqlens do not run from 0 to the row's tokens, or these exceed {self.pack['capacity']}"
+        self.report("I1", detail, wrong)
+        uneven = np.zeros(len(wrong), np.bool_)
+        for name in SEGMENT_COLUMNS:
+            uneven |= lists[name].counts != cu.counts - 1
+        self.report("I2", "a segment column does not have one element per segment", uneven)
+        return not (wrong.any() or uneven.any())
+
+    def _check_segments(
+        self, lists: Mapping[str, _Lists], numbers: Mapping[str, np.ndarray], number: int
+    ) -> tuple[_Segments, RowTotals]:
+        """I2 and I6, for segments whose bounds are sound."""
+        ids, cu = lists["input_ids"], lists["cu_seqlens"]
+        offsets = lists["seq_lengths"].offsets
+        bounds: Int64s = np.delete(np.diff(cu.values.astype(np.int64)), cu.offsets[1:-1] - 1)
+        begins = offsets[:-1]
+        ends = np.concatenate([[0], np.cumsum(bounds)])
+        following = lists["next_token"].values.astype(np.int64)
+        n_tokens, sum_sq = np.add.reduceat(bounds, begins), np.add.reduceat(bounds * bounds, begins)
+        longest = np.maximum.reduceat(bounds, begins)
+        wrong = _any(lists["seq_lengths"].values != bounds, offsets) | (numbers["n_tokens"] != n_tokens)
+        wrong |= (numbers["sum_sq"] != sum_sq) | (numbers["max_seqlen"] != longest)
+        self.report("I2", "seq_lengths, max_seqlen, n_tokens or sum_sq do not follow from cu_seqlens", wrong)
+        n_loss = n_tokens - np.add.reduceat(following == NO_NEXT, begins, dtype=np.int64)
+        self.report("I6", "n_loss_tokens is not the number of tokens with a target", numbers["n_loss_tokens"] != n_loss)
+        rows = len(n_tokens)
+        start = lists["doc_offset"].values
+        segments = _Segments(
+            file=np.full(len(bounds), number, np.int32),
+            row=np.repeat(np.arange(self.row, self.row + rows), np.diff(offsets)),
+            doc_id=lists["doc_id"].values,
+            start=start,
+            stop=start + bounds,
+            first_token=ids.values[ends[:-1]].astype(np.int64),
+            next_token=following,
+        )
+        totals = RowTotals(
+            rows=rows,
+            tokens=int(ends[-1]),
+            loss_tokens=int(n_loss.sum()),
+            segments=len(bounds),
+            sum_sq=int(sum_sq.sum()),
+            max_row_sum_sq=int(sum_sq.max()),
+            min_seqlen=int(bounds.min()),
+            max_seqlen=int(longest.max()),
+        )
+        return segments, totals
+
+
+def _lists(column: pa.ListArray) -> _Lists:
+    """Correct for slices too: `.values` is the whole child, and the offsets say which part of it is meant."""
+    offsets = column.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
+    return _Lists(offsets - offsets[0], column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]])
+
+
+def _any(flags: Bools, offsets: Int64s) -> Bools:
+    """Whether any flag of each list is set: bool[rows]; empty lists have none."""
+    cumulated = np.concatenate([[0], np.cumsum(flags)])
+    return cumulated[offsets[1:]] > cumulated[offsets[:-1]]
+
+
+def _join(parts: list[_Segments]) -> _Segments:
+    names = ("file", "row", "doc_id", "start", "stop", "first_token", "next_token")
+    dtypes = (np.int32, np.int64, np.uint64, np.int64, np.int64, np.int64, np.int64)
+    joined = {
+        name: np.concatenate([getattr(part, name) for part in parts] or [np.empty(0, dtype)])
+        for name, dtype in zip(names, dtypes, strict=True)
+    }
+    return _Segments(**joined)
+
+
+def _check_documents(
+    segments: _Segments, manifest: Mapping[str, Any], reference: _Reference | None
+) -> Iterator[Violation]:
+    """I4 and I5, over all shards: sort the segments by document and offset and compare neighbours."""
+    if not len(segments.row):
+        return
+    order = np.lexsort((segments.start, segments.doc_id))
+    doc_id, start, stop = segments.doc_id[order], segments.start[order], segments.stop[order]
+    is_first = np.concatenate([[True], doc_id[1:] != doc_id[:-1]])
+    before = np.where(is_first, 0, np.roll(stop, 1))
+    yield from _per_file(
+        manifest, segments, order, start != before, "I4", "a segment does not begin where its document's last one ended"
+    )
+    is_last = np.roll(is_first, -1)
+    expected = np.where(is_last, NO_NEXT, np.roll(segments.first_token[order], -1))
+    wrong = segments.next_token[order] != expected
+    yield from _per_file(manifest, segments, order, wrong, "I5", "next_token is not the document's next token")
+    if reference is not None:
+        yield from _compare(segments, manifest, reference, order, is_last)
+
+
+def _per_file(
+    manifest: Mapping[str, Any], segments: _Segments, order: Int64s, wrong: Bools, invariant: str, detail: str
+) -> Iterator[Violation]:
+    """One violation per file for the segments `order[wrong]`."""
+    culprits = order[wrong]
+    for number in np.unique(segments.file[culprits]):
+        here = culprits[segments.file[culprits] == number]
+        name = manifest["files"][number]["name"]
+        yield Violation(invariant, name, int(segments.row[here].min()), len(here), detail)
+
+
+def _compare(
+    segments: _Segments, manifest: Mapping[str, Any], reference: _Reference, order: Int64s, is_last: Bools
+) -> Iterator[Violation]:
+    """I4 against the documents themselves: each is packed to the end that the overflow policy leaves it."""
+    store = reference.store
+    item, known = reference.find(segments.doc_id)
+    everything = np.arange(len(known))
+    yield from _per_file(manifest, segments, everything, ~known, "I4", "a document is not in the tokens folder")
+    if not known.all():
+        return
+    kept = store.lengths
+    too_long = kept > manifest["pack"]["capacity"]
+    if manifest["drops"]["policy"] == "truncate":
+        kept = np.minimum(kept, manifest["pack"]["capacity"])
+    elif manifest["drops"]["policy"] == "drop":
+        kept = np.where(too_long, 0, kept)
+    wrong = segments.stop[order] != kept[item[order]]
+    detail = "a document does not end where the tokens folder and the overflow policy say"
+    yield from _per_file(manifest, segments, order, wrong & is_last, "I4", detail)
+    packed = np.zeros(store.documents, np.bool_)
+    packed[item] = True
+    lost = np.flatnonzero(~packed & (kept > 0))
+    if len(lost):
+        detail = f"document {store.doc_ids[lost[0]]} is in no row and not in the drop record"
+        yield Violation("I4", MANIFEST, None, len(lost), detail)
+
+
+def _check_totals(total: RowTotals, segments: _Segments, manifest: Mapping[str, Any]) -> Iterator[Violation]:
+    """The manifest's totals, and that what went in is what came out and what was dropped."""
+    for name, value in total.as_json().items():
+        if manifest["totals"].get(name) != value:
+            yield Violation(
+                "totals", MANIFEST, None, 1, f"{name} is {manifest['totals'].get(name)}, the rows have {value}"
+            )
+    drops = manifest["drops"]
+    documents = len(np.unique(segments.doc_id))
+    accounted = {
+        "tokens_in": total.tokens + drops["tokens"],
+        "documents_in": documents + drops["documents"] + drops["documents_empty"],
+    }
+    for name, value in accounted.items():
+        if drops[name] != value:
+            detail = f"{name} is {drops[name]}, the rows and the drop record have {value}"
+            yield Violation("totals", MANIFEST, None, 1, detail)

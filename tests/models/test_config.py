@@ -1,0 +1,61 @@
+import dataclasses
+
+import pytest
+
+from seqmill.errors import UserError
+from seqmill.models import PRESETS, Model, ModelConfig
+from seqmill.models.config import REFERENCE_VOCAB, preset_config
+
+
+@pytest.mark.parametrize(("name", "millions"), [("124m", 124), ("355m", 355), ("774m", 774), ("1.3b", 1300)])
+def test_a_preset_has_the_size_in_its_name_with_the_reference_vocabulary(name: str, millions: int) -> None:
+    assert preset_config(name, REFERENCE_VOCAB).parameters == pytest.approx(millions * 1e6, rel=0.02)
+    assert preset_config(name, REFERENCE_VOCAB).head_dim == 128
+
+
+def test_tiny_is_small_and_groups_its_heads() -> None:
+    tiny = preset_config("tiny", 4096)
+    assert 1.5e6 < tiny.parameters < 2.5e6
+    assert tiny.kv_heads < tiny.heads
+
+
+@pytest.mark.parametrize("changes", [{}, {"tied_head": False}, {"qk_norm": True}, {"kv_heads": 1}])
+def test_the_counted_parameters_are_those_of_the_model(config: ModelConfig, changes: dict[str, object]) -> None:
+    changed = dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+    assert changed.parameters == sum(parameter.numel() for parameter in Model(changed).parameters())
+
+
+def test_the_embedding_is_padded_to_a_multiple_of_64(config: ModelConfig) -> None:
+    assert config.padded_vocab == 128
+    assert Model(config).embedding.weight.shape == (128, config.dim)
+    assert dataclasses.replace(config, vocab_size=128).padded_vocab == 128
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"kv_heads": 3}, "kv_heads must divide heads"),
+        ({"head_dim": 7}, "head_dim = 7.*even"),
+        ({"vocab_size": 0}, "vocab_size = 0.*positive"),
+    ],
+)
+def test_an_impossible_shape_is_refused(config: ModelConfig, changes: dict[str, int], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        dataclasses.replace(config, **changes)  # type: ignore[arg-type]
+
+
+def test_an_unknown_preset_is_refused_with_the_names_of_the_known() -> None:
+    with pytest.raises(UserError, match=r"'huge'.*" + ", ".join(PRESETS)):
+        preset_config("huge", 100)
+
+
+def test_a_config_survives_json(config: ModelConfig) -> None:
+    changed = dataclasses.replace(config, qk_norm=True, rope_theta=5e5)
+    assert ModelConfig.from_json(changed.to_json(), "here") == changed
+
+
+def test_the_json_of_another_architecture_is_refused(config: ModelConfig) -> None:
+    values = config.to_json()
+    values["sliding_window"] = values.pop("dim")
+    with pytest.raises(UserError, match=r"here describes no seqmill decoder.*sliding_window.*'dim'"):
+        ModelConfig.from_json(values, "here")

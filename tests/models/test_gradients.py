@@ -1,0 +1,100 @@
+"""The gradient of a packed update is the sum over its documents, however it is cut."""
+
+import itertools
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (the usual name)
+
+from seqmill.models import Model
+from seqmill.models.attention import Segments
+from seqmill.models.gradients import accumulate_gradients, split_batch
+from seqmill.models.loss import IGNORED
+from seqmill.packing import PackedDataset
+
+CPU = torch.device("cpu")
+
+
+@pytest.fixture
+def batch(packed: Path) -> dict[str, Any]:
+    return next(iter(PackedDataset(packed, batch_rows=5, seed=0)))
+
+
+def gradients(model: Model) -> dict[str, torch.Tensor]:
+    found = {name: parameter.grad.clone() for name, parameter in model.named_parameters() if parameter.grad is not None}
+    assert len(found) == len(list(model.parameters()))
+    model.zero_grad()
+    return found
+
+
+def assert_same_gradients(found: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """Equal to a millionth of each parameter's largest gradient, the rounding of float32 sums in another order."""
+    for name, gradient in expected.items():
+        assert gradient.abs().max() > 0, name
+        assert (found[name] - gradient).abs().max() <= 2e-6 * gradient.abs().max(), name
+
+
+def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
+    model: Model, batch: dict[str, Any]
+) -> None:
+    model.double()
+    loss = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 10**6)
+    found = gradients(model)
+    expected = torch.zeros((), dtype=torch.float64)
+    bounds = batch["cu_seqlens"].tolist()
+    assert len(bounds) > 6
+    for start, stop in itertools.pairwise(bounds):
+        ids, targets = batch["input_ids"][start:stop], batch["targets"][start:stop]
+        hidden = model(ids, torch.arange(len(ids)), Segments.of([len(ids)]))
+        logits = hidden @ model.head_weight[: model.config.vocab_size].T
+        expected = expected + F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
+    expected = expected / (batch["targets"] != IGNORED).sum()
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    assert_same_gradients(found, gradients(model))
+
+
+@pytest.mark.parametrize("micro_batch_tokens", [1, 40, 64, 150])
+def test_cutting_into_micro_batches_changes_nothing_but_rounding(
+    model: Model, batch: dict[str, Any], micro_batch_tokens: int
+) -> None:
+    whole = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 10**6)
+    expected = gradients(model)
+    parts = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", micro_batch_tokens)
+    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
+    assert_same_gradients(gradients(model), expected)
+
+
+def test_micro_batches_are_whole_documents_within_the_limit(batch: dict[str, Any]) -> None:
+    parts = list(split_batch(batch, 100, CPU))
+    assert len(parts) > 2
+    assert all(sum(part.segments.lengths) == len(part.input_ids_T) <= 100 for part in parts)
+    assert [length for part in parts for length in part.segments.lengths] == batch["cu_seqlens"].diff().tolist()
+    for key in ("input_ids", "targets", "position_ids"):
+        assert torch.equal(torch.cat([getattr(part, f"{key}_T") for part in parts]), batch[key])
+
+
+def test_a_document_longer_than_the_limit_goes_alone(batch: dict[str, Any]) -> None:
+    parts = list(split_batch(batch, 1, CPU))
+    assert [part.segments.lengths for part in parts] == [(length,) for length in batch["cu_seqlens"].diff().tolist()]
+
+
+def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(model: Model, batch: dict[str, Any]) -> None:
+    empty = {**batch, "targets": torch.full_like(batch["targets"], IGNORED), "global_loss_tokens": 0}
+    loss = accumulate_gradients(model, empty, CPU, torch.float32, "sdpa", 100)
+    assert loss == 0
+    assert all(not gradient.any() for gradient in gradients(model).values())
+
+
+def test_bfloat16_products_come_close_to_float32(model: Model, batch: dict[str, Any]) -> None:
+    exact = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 100)
+    expected = gradients(model)
+    half = accumulate_gradients(model, batch, CPU, torch.bfloat16, "sdpa", 100)
+    torch.testing.assert_close(half, exact, rtol=0.02, atol=0)
+    assert half != exact
+    found = gradients(model)
+    assert all(found[name].dtype == torch.float32 for name in expected)
+    cosine = F.cosine_similarity(found["embedding.weight"].flatten(), expected["embedding.weight"].flatten(), dim=0)
+    assert cosine > 0.98

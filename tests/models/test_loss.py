@@ -1,0 +1,68 @@
+import pytest
+import torch
+import torch.nn.functional as F  # noqa: N812 (the usual name)
+
+from seqmill.models.loss import IGNORED, cross_entropy_sum
+
+TOKENS, DIM, VOCAB, PADDED = 37, 12, 50, 64
+
+
+def example(ignored_share: float = 0.3) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    hidden = torch.randn(TOKENS, DIM, generator=generator, requires_grad=True)
+    weight = torch.randn(PADDED, DIM, generator=generator, requires_grad=True)
+    targets = torch.randint(VOCAB, (TOKENS,), generator=generator)
+    targets[torch.rand(TOKENS, generator=generator) < ignored_share] = IGNORED
+    return hidden, weight, targets
+
+
+@pytest.mark.parametrize("chunk_tokens", [None, 1, 5, TOKENS, 1000])
+def test_the_sum_and_its_gradients_are_those_of_torch_whatever_the_chunk(chunk_tokens: int | None) -> None:
+    hidden, weight, targets = example()
+    assert 0 < (targets == IGNORED).sum() < TOKENS
+    found = cross_entropy_sum(hidden, weight, targets, VOCAB, chunk_tokens)
+    expected = F.cross_entropy((hidden @ weight[:VOCAB].T), targets, ignore_index=IGNORED, reduction="sum")
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    parts = (hidden, weight)
+    ours, theirs = (torch.autograd.grad(3 * loss, parts) for loss in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_padding_ids_get_no_probability_and_no_gradient() -> None:
+    hidden, weight, targets = example()
+    with torch.no_grad():
+        weight[VOCAB:] = 1e4  # would win every softmax
+    loss = cross_entropy_sum(hidden, weight, targets, VOCAB)
+    loss.backward()
+    assert weight.grad is not None
+    assert loss.isfinite()
+    assert weight.grad[VOCAB:].abs().max() == 0
+    assert weight.grad[:VOCAB].abs().max() > 0
+
+
+def test_tokens_without_any_target_give_zero_and_no_nan() -> None:
+    hidden, weight, _ = example()
+    loss = cross_entropy_sum(hidden, weight, torch.full((TOKENS,), IGNORED), VOCAB)
+    loss.backward()
+    assert loss == 0
+    assert hidden.grad is not None
+    assert weight.grad is not None
+    assert not hidden.grad.any()
+    assert not weight.grad.any()
+
+
+def test_half_precision_keeps_the_weights_gradient_in_single_precision() -> None:
+    hidden, weight, targets = example()
+    exact = torch.autograd.grad(cross_entropy_sum(hidden, weight, targets, VOCAB), weight)[0]
+    half = torch.autograd.grad(cross_entropy_sum(hidden.bfloat16(), weight, targets, VOCAB), weight)[0]
+    assert half.dtype == torch.float32
+    torch.testing.assert_close(half, exact, rtol=0.1, atol=0.1)
+
+
+def test_no_gradient_is_taken_where_none_is_wanted() -> None:
+    hidden, weight, targets = example()
+    with torch.no_grad():
+        loss = cross_entropy_sum(hidden, weight, targets, VOCAB, 7)
+    assert not loss.requires_grad
+    torch.testing.assert_close(loss, cross_entropy_sum(hidden, weight, targets, VOCAB).detach())

@@ -1,0 +1,262 @@
+"""The trainer: it learns, it resumes to the bit, and it refuses what it cannot do."""
+
+import dataclasses
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqmill.errors import UserError
+from seqmill.models import Model, StepRecord, TrainConfig, load, train
+from seqmill.models.checkpoint import newest_checkpoint
+
+SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_rows=1, checkpoint_every=5, seed=3, learning_rate=3e-3)
+IDENTICAL = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json")
+
+
+class Stopped(Exception):  # noqa: N818 (it stands for a kill, not for an error)
+    """Raised in place of a kill."""
+
+
+def stop_after(step: int) -> Callable[[StepRecord], None]:
+    def progress(record: StepRecord) -> None:
+        if record.step == step:
+            raise Stopped
+
+    return progress
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(one: Path, other: Path) -> None:
+    """The same last checkpoint, to the byte, and the same log but for the clock."""
+    first, second = newest_checkpoint(one), newest_checkpoint(other)
+    assert first is not None
+    assert second is not None
+    assert first.name == second.name
+    for name in IDENTICAL:
+        assert (first / name).read_bytes() == (second / name).read_bytes(), name
+    logs = [[{**record, "seconds": None} for record in log_of(out)] for out in (one, other)]
+    assert logs[0] == logs[1]
+
+
+def test_training_lowers_the_loss_and_logs_every_update_once(packed: Path, tmp_path: Path) -> None:
+    seen: list[StepRecord] = []
+    config = dataclasses.replace(SMALL, steps=40, keep_last=1)
+    result = train(packed, tmp_path / "run", config, seen.append)
+    log = log_of(tmp_path / "run")
+    assert [record["step"] for record in log] == list(range(1, 41))
+    assert [dataclasses.asdict(record) for record in seen] == log
+    assert set(log[0]) == {"step", "loss", "tokens", "seconds", "lr", "grad_norm"}
+    assert result.loss_first == log[0]["loss"] == pytest.approx(np.log(100), abs=0.3)
+    assert result.loss_last == pytest.approx(np.mean([record["loss"] for record in log[-10:]]))
+    assert result.loss_last < 0.7 * result.loss_first
+    assert log[3]["lr"] == 3e-3  # warm-up is a tenth of the steps
+    assert result.tokens_seen == log[-1]["tokens"] > 40 * 100
+    assert (result.steps, result.resumed_from, result.backend, result.device) == (40, 0, "sdpa", "cpu")
+    model = load(tmp_path / "run")
+    assert result.parameters == model.config.parameters
+    assert model.config.vocab_size == 100
+    assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000040"]
+
+
+def test_five_updates_and_five_more_are_ten_to_the_bit(packed: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "straight", SMALL)
+    with pytest.raises(Stopped):
+        train(packed, tmp_path / "stopped", SMALL, stop_after(5))
+    result = train(packed, tmp_path / "stopped", SMALL)
+    assert result.resumed_from == 5
+    assert_same_run(tmp_path / "straight", tmp_path / "stopped")
+
+
+def test_updates_after_the_last_checkpoint_are_done_again(packed: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "straight", SMALL)
+    out = tmp_path / "stopped"
+    with pytest.raises(Stopped):
+        train(packed, out, SMALL, stop_after(3))
+    with pytest.raises(Stopped):
+        train(packed, out, SMALL, stop_after(8))
+    assert [record["step"] for record in log_of(out)] == list(range(1, 9))
+    with (out / "log.jsonl").open("ab") as log:
+        log.write(b'{"step":9,"lo')  # a line that the kill cut short
+    half_written = out / "checkpoints" / "step-00000010.77.tmp"
+    shutil.copytree(out / "checkpoints" / "step-00000005", half_written)
+    (out / "train.json.77.tmp").write_text("{")
+    assert train(packed, out, SMALL).resumed_from == 5
+    assert not list(out.rglob("*.tmp"))
+    assert_same_run(tmp_path / "straight", out)
+
+
+PROGRAM = """
+import json, sys
+from seqmill.models import TrainConfig, train
+train(sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[3])), lambda record: print(record.step, flush=True))
+"""
+
+
+@pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
+def test_a_killed_run_ends_as_if_it_had_not_been_killed(packed: Path, tmp_path: Path, threads: int) -> None:
+    settings = {"steps": 12, "batch_tokens": 256, "micro_batch_rows": 2, "checkpoint_every": 4}
+    command = [sys.executable, "-c", PROGRAM, str(packed), str(tmp_path / "killed"), json.dumps(settings)]
+    environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            if int(line) >= 6:
+                process.kill()
+                break
+    assert process.returncode == -signal.SIGKILL
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        result = train(packed, tmp_path / "killed", TrainConfig(**settings))  # type: ignore[arg-type]
+        train(packed, tmp_path / "straight", TrainConfig(**settings))  # type: ignore[arg-type]
+    finally:
+        torch.set_num_threads(before)
+    assert 4 <= result.resumed_from < 12
+    assert_same_run(tmp_path / "straight", tmp_path / "killed")
+
+
+def test_a_finished_run_returns_at_once_with_the_same_figures(packed: Path, tmp_path: Path) -> None:
+    first = train(packed, tmp_path / "run", SMALL)
+    log = (tmp_path / "run" / "log.jsonl").read_bytes()
+    again = train(packed, tmp_path / "run", SMALL, stop_after(1))
+    assert again.resumed_from == 10
+    assert dataclasses.replace(again, seconds=first.seconds, resumed_from=0) == first
+    assert (tmp_path / "run" / "log.jsonl").read_bytes() == log
+
+
+def test_a_run_with_other_settings_is_not_resumed(packed: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "run", SMALL)
+    for changes, message in (
+        ({"steps": 20}, "steps was 10, now 20"),
+        ({"learning_rate": 1e-3}, r"learning_rate was 0\.003, now 0\.001"),
+        ({"batch_tokens": 512}, "rows per step was 4, now 8"),
+        ({"dtype": "bfloat16"}, "dtype was float32, now bfloat16"),
+    ):
+        with pytest.raises(UserError, match=f"other settings.*{message}.*another --out"):
+            train(packed, tmp_path / "run", dataclasses.replace(SMALL, **changes))  # type: ignore[arg-type]
+
+
+def test_settings_that_change_no_result_may_change_on_resume(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(packed, tmp_path / "run", SMALL, stop_after(5))
+    other = dataclasses.replace(SMALL, checkpoint_every=2, keep_last=3, micro_batch_rows=4, device="cpu")
+    assert train(packed, tmp_path / "run", other).resumed_from == 5
+
+
+def test_a_run_on_other_data_is_not_resumed(packed: Path, pack_folder: Callable[..., Path], tmp_path: Path) -> None:
+    train(packed, tmp_path / "run", SMALL)
+    other = pack_folder([[1, 2, 3]] * 40, vocab_size=120, name="other")
+    with pytest.raises(UserError, match="model vocab_size was 100, now 120; packed data was"):
+        train(other, tmp_path / "run", SMALL)
+
+
+def test_a_damaged_checkpoint_is_not_resumed_but_the_one_before_it_is(packed: Path, tmp_path: Path) -> None:
+    train(packed, tmp_path / "run", SMALL)
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    (newest / "optimizer.safetensors").write_bytes(b"")
+    with pytest.raises(UserError, match=r"optimizer\.safetensors"):
+        train(packed, tmp_path / "run", SMALL)
+    shutil.rmtree(newest)
+    assert train(packed, tmp_path / "run", SMALL).resumed_from == 5
+
+
+def test_the_tokenizer_travels_with_the_run(packed: Path, tmp_path: Path) -> None:
+    (packed / "tokenizer").mkdir()
+    (packed / "tokenizer" / "tokenizer.json").write_text("{}")
+    train(packed, tmp_path / "run", dataclasses.replace(SMALL, steps=1))
+    assert (tmp_path / "run" / "tokenizer" / "tokenizer.json").read_text() == "{}"
+    assert json.loads((tmp_path / "run" / "train.json").read_text())["runs"]["attention"] == "sdpa"
+
+
+def test_more_rows_than_there_are_train_on_all_of_them(pack_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = pack_folder([[1, 2, 3, 4]] * 20)
+    result = train(folder, tmp_path / "run", dataclasses.replace(SMALL, steps=3, batch_tokens=10**6))
+    assert result.tokens_seen == 3 * 20 * 3
+
+
+def test_rows_without_any_target_leave_the_loss_at_zero(pack_folder: Callable[..., Path], tmp_path: Path) -> None:
+    folder = pack_folder([[1]] * 100)
+    result = train(folder, tmp_path / "run", dataclasses.replace(SMALL, steps=2))
+    assert (result.loss_first, result.loss_last, result.tokens_seen) == (0.0, 0.0, 0)
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_names_the_rows(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    forward, calls = Model.forward, []
+
+    def broken(self: Model, *arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        hidden = forward(self, *arguments)
+        return hidden * torch.nan if len(calls) > 26 else hidden  # 4 micro-batches per update: in update 7
+
+    monkeypatch.setattr(Model, "forward", broken)
+    with pytest.raises(UserError, match=r"update 7: the loss is nan.*rows have the ids \d+, \d+, \d+, \d+\."):
+        train(packed, tmp_path / "run", SMALL)
+    assert [record["step"] for record in log_of(tmp_path / "run")] == list(range(1, 7))
+    newest = newest_checkpoint(tmp_path / "run")
+    assert newest is not None
+    assert all(tensor.isfinite().all() for tensor in load_file(newest / "model.safetensors").values())
+
+
+def test_ids_outside_the_vocabulary_are_refused_by_their_row(packed: Path, tmp_path: Path) -> None:
+    manifest = json.loads((packed / "manifest.json").read_text())
+    manifest["pack"]["vocab_size"] = 50
+    (packed / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"update 1: rows .* hold the id 99, but .* 50 ids"):
+        train(packed, tmp_path / "run", SMALL)
+
+
+def test_a_missing_or_foreign_packed_folder_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"no folder.*seqmill pack"):
+        train(tmp_path / "missing", tmp_path / "run", SMALL)
+    with pytest.raises(UserError, match="no manifest"):
+        train(tmp_path, tmp_path / "run", SMALL)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+def test_asking_for_cuda_where_there_is_none_is_refused(packed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"sees no CUDA device.*--device cpu"):
+        train(packed, tmp_path / "run", dataclasses.replace(SMALL, device="cuda"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model": "9t"}, "'9t'.*tiny, 124m"),
+        ({"steps": 0}, "steps = 0: must be positive"),
+        ({"learning_rate": -1.0}, r"learning_rate = -1\.0: must be positive"),
+        ({"betas": (0.9, 1.0)}, r"betas = \(0\.9, 1\.0\)"),
+        ({"keep_last": 0}, "keep_last = 0.*resumes"),
+        ({"device": "tpu"}, "device = tpu: must be auto, cpu or cuda"),
+        ({"steps": 5, "warmup_steps": 6}, "warmup_steps = 6 is more than steps = 5"),
+        ({"min_lr_ratio": 1.5}, r"min_lr_ratio = 1\.5"),
+    ],
+)
+def test_an_impossible_setting_is_refused(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(**changes)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
+def test_training_on_cuda_learns_with_the_ragged_kernel(packed: Path, tmp_path: Path) -> None:
+    result = train(packed, tmp_path / "run", dataclasses.replace(SMALL, steps=40, device="cuda"))
+    assert result.backend == "varlen"
+    assert result.loss_last < 0.7 * result.loss_first

@@ -1,0 +1,80 @@
+"""Slow, obvious versions of what the dedup kernels do, in plain Python."""
+
+import unicodedata
+
+from seqmill.pipeline.dedup.characters import UNSPACED_BLOCKS
+
+MASK = (1 << 64) - 1
+
+
+def words(text: str) -> list[str]:
+    found: list[str] = []
+    inside = False
+    for character in text:
+        is_word = character == "_" or unicodedata.category(character)[0] in "LMN"
+        if is_word and any(first <= ord(character) <= last for first, last in UNSPACED_BLOCKS):
+            found.append(character)
+            inside = False
+        elif is_word:
+            lower = "σ" if character in "ςΣ" else character.lower()[0]
+            found[-1:] = [found[-1] + lower] if inside else [*found[-1:], lower]
+            inside = True
+        else:
+            inside = False
+    return found
+
+
+def shingles(text: str, ngram: int) -> list[tuple[str, ...]]:
+    found = words(text)
+    if not found:
+        return []
+    width = min(ngram, len(found))
+    return [tuple(found[k : k + width]) for k in range(len(found) - width + 1)]
+
+
+def jaccard(a: str, b: str, ngram: int) -> float:
+    left, right = set(shingles(a, ngram)), set(shingles(b, ngram))
+    return len(left & right) / len(left | right) if left | right else 0.0
+
+
+def mix(x: int) -> int:
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
+    return x ^ (x >> 31)
+
+
+def hash_word(word: str) -> int:
+    value = 0x243F6A8885A308D3
+    for character in word:
+        value = ((value ^ ord(character)) * 0x9E3779B97F4A7C15) & MASK
+        if not (len(word) == 1 and any(first <= ord(character) <= last for first, last in UNSPACED_BLOCKS)):
+            value ^= value >> 29
+    return mix(value)
+
+
+def hash_shingle(shingle: tuple[str, ...]) -> int:
+    value = 0
+    for word in shingle:
+        value = (value * 0x9E3779B97F4A7C15 + hash_word(word)) & MASK
+    return mix(value)
+
+
+def signature(text: str, ngram: int, multipliers: list[int], addends: list[int]) -> list[int]:
+    keys = [hash_shingle(shingle) & 0xFFFFFFFF for shingle in shingles(text, ngram)]
+    return [
+        min((((a * key + b) & MASK) >> 32 for key in keys), default=0xFFFFFFFF)
+        for a, b in zip(multipliers, addends, strict=True)
+    ]
+
+
+def leaders(cluster: list[set[int]], threshold: float) -> list[int]:
+    """For each member in survivor order, the earlier kept member that is similar enough, or itself."""
+    kept: list[int] = []
+    chosen = []
+    for m, mine in enumerate(cluster):
+        similar = [
+            k for k in kept if mine | cluster[k] and len(mine & cluster[k]) / len(mine | cluster[k]) >= threshold
+        ]
+        chosen.append(similar[0] if similar else m)
+        kept += [] if similar else [m]
+    return chosen

@@ -1,0 +1,85 @@
+import networkx
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from seqmill.pipeline.dedup.clusters import (
+    all_roots,
+    exact_removals,
+    jaccard,
+    join_equal_keys,
+    survivor_rank,
+    verified_leaders,
+)
+
+from . import oracle
+
+SETS = st.lists(st.sets(st.integers(0, 12), max_size=8), max_size=12)
+
+
+def sorted_array(values: set[int]) -> np.ndarray:
+    return np.array(sorted(values), np.uint64)
+
+
+def test_survivors_go_by_source_priority_then_length_then_id() -> None:
+    priority = np.array([1, 0, 0, 0])
+    num_bytes = np.array([99, 5, 7, 7], np.uint64)
+    assert survivor_rank(priority, num_bytes).tolist() == [3, 2, 0, 1]
+
+
+@given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20), st.randoms(use_true_random=False))
+def test_one_document_of_every_exact_key_is_kept_the_best_ranked(keys: list[tuple[int, int]], random: object) -> None:
+    rank = list(range(len(keys)))
+    random.shuffle(rank)  # type: ignore[attr-defined]
+    high = np.array([key[0] for key in keys], np.uint64)
+    low = np.array([key[1] for key in keys], np.uint64)
+    found = exact_removals(high, low, np.array(rank, np.int64))
+    best = {key: min((k for k in range(len(keys)) if keys[k] == key), key=lambda k: rank[k]) for key in keys}
+    expected = [(k, best[key]) for k, key in enumerate(keys) if best[key] != k]
+    assert list(zip(found.removed.tolist(), found.kept.tolist(), strict=True)) == expected
+
+
+@given(st.integers(1, 15), st.lists(st.lists(st.integers(0, 3), min_size=15, max_size=15), max_size=4))
+def test_joined_documents_are_the_connected_components(documents: int, bands: list[list[int]]) -> None:
+    parent = np.arange(documents)
+    graph = networkx.empty_graph(documents)
+    for band in bands:
+        keys = np.array(band[:documents], np.uint64)
+        join_equal_keys(keys, np.argsort(keys, kind="stable"), parent)
+        graph.add_edges_from((a, b) for a in range(documents) for b in range(documents) if keys[a] == keys[b])
+    expected = np.empty(documents, np.int64)
+    for component in networkx.connected_components(graph):
+        expected[list(component)] = min(component)
+    assert all_roots(parent).tolist() == expected.tolist()
+
+
+@given(st.sets(st.integers(0, 20)), st.sets(st.integers(0, 20)))
+def test_jaccard_equals_set_arithmetic(a: set[int], b: set[int]) -> None:
+    expected = len(a & b) / len(a | b) if a | b else 0.0
+    assert jaccard(sorted_array(a), sorted_array(b)) == expected
+
+
+@given(st.lists(SETS, max_size=4), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
+def test_leaders_equal_the_oracle_in_every_cluster(clusters: list[list[set[int]]], threshold: float) -> None:
+    members = [member for cluster in clusters for member in cluster]
+    set_offsets = np.cumsum([0, *(len(member) for member in members)])
+    shingles = np.concatenate([np.empty(0, np.uint64), *map(sorted_array, members)])
+    cluster_offsets = np.cumsum([0, *(len(cluster) for cluster in clusters)])
+    leader, similarity = verified_leaders(cluster_offsets, set_offsets, shingles, threshold)
+    expected = [
+        start + k
+        for start, cluster in zip(cluster_offsets, clusters, strict=False)
+        for k in oracle.leaders(cluster, threshold)
+    ]
+    assert leader.tolist() == expected
+    for m, k in enumerate(expected):
+        shared, union = len(members[m] & members[k]), len(members[m] | members[k])
+        assert similarity[m] == (1.0 if m == k else np.float32(shared / union))
+
+
+def test_similarity_does_not_pass_on_through_a_removed_document() -> None:
+    a, b, c = set(range(0, 10)), set(range(1, 11)), set(range(2, 12))  # a~b and b~c at 9/11, a~c at 8/12
+    offsets = np.array([0, 10, 20, 30])
+    shingles = np.concatenate([sorted_array(one) for one in (a, b, c)])
+    leader, _ = verified_leaders(np.array([0, 3]), offsets, shingles, 0.8)
+    assert leader.tolist() == [0, 0, 2]

@@ -1,0 +1,204 @@
+import json
+import random
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from seqmill.errors import UserError
+from seqmill.pipeline.dedup import DedupConfig, dedup
+from seqmill.pipeline.executors import LocalExecutor
+from seqmill.pipeline.funnel import check_funnel
+from seqmill.pipeline.ingest import IngestConfig, ingest
+from seqmill.pipeline.normalise import NormaliseConfig
+from seqmill.pipeline.progress import Silent
+from seqmill.storage import read_arrow
+
+from . import oracle
+
+Records = list[dict[str, str]]
+
+
+def article(seed: int, length: int = 200) -> list[str]:
+    draw = random.Random(seed)
+    return [f"word{draw.randrange(5000)}" for _ in range(length)]
+
+
+def changed(words: list[str], places: int, seed: int) -> list[str]:
+    draw = random.Random(seed)
+    copy = list(words)
+    for place in draw.sample(range(len(copy)), places):
+        copy[place] = f"new{draw.randrange(5000)}"
+    return copy
+
+
+class Deduplicated:
+    def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
+        self.manifest = manifest
+        self.kept = pa.concat_tables(read_arrow(out / file["name"]) for file in manifest["files"])
+        self.removed = pq.read_table(out / "removed.parquet")
+        self.files = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
+
+    def kept_ids(self) -> list[str]:
+        return self.kept["id"].to_pylist()
+
+    def removed_ids(self) -> dict[str, tuple[str, str]]:
+        columns = (self.removed[name].to_pylist() for name in ("id", "reason", "kept_id"))
+        return {id_: (reason, kept) for id_, reason, kept in zip(*columns, strict=True)}
+
+
+@pytest.fixture
+def run_dedup(tmp_path: Path) -> Callable[..., Deduplicated]:
+    def call(records: Records, per_file: int = 50, workers: int = 1, tag: str = "x", **config: Any) -> Deduplicated:
+        raw = tmp_path / f"raw-{tag}"
+        raw.mkdir(exist_ok=True)
+        for first in range(0, len(records), per_file):
+            lines = [json.dumps(record) + "\n" for record in records[first : first + per_file]]
+            (raw / f"{first:06d}.jsonl").write_text("".join(lines))
+        documents, out = tmp_path / f"documents-{tag}", tmp_path / f"dedup-{tag}"
+        executor = LocalExecutor(workers)
+        small_units = IngestConfig((str(raw),), unit_bytes=4096)
+        ingest(small_units, NormaliseConfig(), documents, executor, Silent())
+        manifest = dedup(documents, DedupConfig(**config), out, executor, Silent())
+        check_funnel(manifest["funnel"])
+        found = Deduplicated(out, manifest)
+        entered = manifest["funnel"][0]["documents_in"]
+        assert entered == len(found.kept) + len(found.removed)
+        assert manifest["totals"]["bytes"] == sum(len(text.encode()) for text in found.kept["text"].to_pylist())
+        return found
+
+    return call
+
+
+def record(id_: str, words: list[str], source: str = "web") -> dict[str, str]:
+    return {"id": id_, "text": " ".join(words), "source": source}
+
+
+def test_exact_copies_up_to_white_space_and_composition_are_removed(run_dedup: Callable[..., Deduplicated]) -> None:
+    records = [
+        {"id": "first", "text": "caf\u00e9  au lait", "source": "web"},
+        {"id": "spaces", "text": " café au\n\tlait ", "source": "web"},
+        {"id": "decomposed", "text": "cafe\u0301 au lait", "source": "web"},
+        {"id": "case", "text": "Café au lait", "source": "web"},
+    ]
+    found = run_dedup(records, near=False)
+    assert set(found.kept_ids()) & {"first", "spaces", "decomposed"} == {"spaces"}  # the longest in bytes, first id
+    assert "case" in found.kept_ids()
+    assert {reason for reason, _ in found.removed_ids().values()} == {"exact"}
+
+
+def test_near_copies_are_removed_with_evidence_and_the_longest_is_kept(run_dedup: Callable[..., Deduplicated]) -> None:
+    base = article(1)
+    records = [
+        record("short", base[:190]),
+        record("long", [*base, "and", "more"]),
+        record("edited", changed(base, 2, 7)),
+        record("other", article(2)),
+    ]
+    found = run_dedup(records)
+    assert found.kept_ids() == ["long", "other"]
+    assert found.removed_ids() == {"short": ("near", "long"), "edited": ("near", "long")}
+    texts = {entry["id"]: entry["text"] for entry in records}
+    for id_, kept, similarity in zip(
+        *(found.removed[name].to_pylist() for name in ("id", "kept_id", "similarity")), strict=True
+    ):
+        assert similarity == pytest.approx(oracle.jaccard(texts[id_], texts[kept], 5), abs=1e-6)
+        assert similarity >= 0.8
+    assert found.kept["cluster_size"].to_pylist() == [3, 1]
+    assert found.kept["cluster_id"].to_pylist() == found.kept["doc_id"].to_pylist()
+    assert set(found.removed["cluster_id"].to_pylist()) == {found.kept["doc_id"][0].as_py()}
+
+
+def test_a_candidate_below_the_threshold_is_kept(run_dedup: Callable[..., Deduplicated]) -> None:
+    base = article(3)
+    records = [record("a", base), record("b", changed(base, 6, 1))]
+    similarity = oracle.jaccard(records[0]["text"], records[1]["text"], 5)
+    assert 0.7 < similarity < 0.8
+    assert len(run_dedup(records, threshold=similarity + 0.01, tag="above").kept) == 2
+    # with a lower threshold the same pair goes whenever it is a candidate, which depends on the seed alone
+    gone = [len(run_dedup(records, threshold=similarity - 0.01, seed=s, tag=str(s)).removed) for s in range(4)]
+    assert 1 in gone
+
+
+def test_clusters_equal_all_pairs_on_injected_duplicates(run_dedup: Callable[..., Deduplicated]) -> None:
+    records: Records = []
+    for k in range(60):
+        base = article(100 + k, 300)
+        records.append(record(f"{k}-original", base))
+        if k % 3 == 0:
+            records.append(record(f"{k}-near", changed(base, 1, k)))  # Jaccard of 291 / 301 shingles
+        if k % 5 == 0:
+            records.append(record(f"{k}-exact", base))
+        if k % 4 == 0:
+            records.append(record(f"{k}-far", changed(base, 60, k)))
+    found = run_dedup(records, per_file=17)
+    sets = [set(oracle.shingles(one["text"], 5)) for one in records]
+    survivors: list[int] = []
+    by_rank = sorted(range(len(records)), key=lambda k: (-len(records[k]["text"].encode()), k))
+    for k in by_rank:
+        if all(len(sets[k] & sets[s]) / len(sets[k] | sets[s]) < 0.8 for s in survivors):
+            survivors.append(k)
+    assert sorted(found.kept_ids()) == sorted(records[k]["id"] for k in survivors)
+    assert len(found.removed) == 20 + 12
+
+
+def test_duplicates_in_other_units_are_found_with_two_workers_and_give_the_same_bytes(
+    run_dedup: Callable[..., Deduplicated],
+) -> None:
+    records = [record(f"{k}", changed(article(k % 20), k % 3, k)) for k in range(80)]
+    one = run_dedup(records, per_file=10, workers=1, tag="one")
+    two = run_dedup(records, per_file=10, workers=2, tag="two")
+    assert len(one.removed) > 20
+    assert one.files == two.files
+
+
+def test_local_scope_keeps_copies_in_other_sources(run_dedup: Callable[..., Deduplicated]) -> None:
+    base = article(5)
+    records = [record(f"{source}-{k}", changed(base, k, k), source) for source in ("books", "web") for k in range(2)]
+    records += [record("books-copy", base, "books"), record("web-copy", base, "web")]
+    everywhere = run_dedup(records, tag="global")
+    inside = run_dedup(records, scope="local", tag="local")
+    assert len(everywhere.kept) == 1
+    assert sorted(inside.kept["source"].to_pylist()) == ["books", "web"]
+
+
+def test_the_preferred_source_survives_even_when_shorter(run_dedup: Callable[..., Deduplicated]) -> None:
+    base = article(6)
+    records = [record("web", [*base, "tail"], "web"), record("books", base, "books")]
+    assert run_dedup(records, tag="longest").kept_ids() == ["web"]
+    assert run_dedup(records, source_priority=("books",), tag="priority").kept_ids() == ["books"]
+
+
+def test_documents_without_words_are_no_near_duplicates_of_each_other(run_dedup: Callable[..., Deduplicated]) -> None:
+    records = [{"id": str(k), "text": "?" * (k + 1) + "!", "source": "web"} for k in range(5)]
+    assert len(run_dedup(records).kept) == 5
+
+
+def test_shared_boilerplate_alone_removes_nothing(run_dedup: Callable[..., Deduplicated]) -> None:
+    licence = article(9, 120)
+    records = [record(str(k), [*licence, *article(200 + k, 150)]) for k in range(10)]
+    assert len(run_dedup(records).kept) == 10
+
+
+def test_an_empty_corpus_stays_empty(run_dedup: Callable[..., Deduplicated], tmp_path: Path) -> None:
+    (tmp_path / "raw-x").mkdir()
+    (tmp_path / "raw-x" / "empty.jsonl").write_text("")
+    found = run_dedup([])
+    assert (len(found.kept), len(found.removed)) == (0, 0)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"preset": "magic"}, "choose one of fineweb"),
+        ({"scope": "some"}, "choose one of global, local"),
+        ({"threshold": 0.0}, "above 0"),
+        ({"threshold": 1.5}, "dedup.threshold = 1.5"),
+    ],
+)
+def test_impossible_settings_are_refused(config: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        DedupConfig(**config)

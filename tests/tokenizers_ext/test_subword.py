@@ -1,0 +1,125 @@
+import json
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from seqmill.errors import UserError
+from seqmill.tokenizers_ext.subword import TORTURE_SAMPLE, SubwordEncoder
+from seqmill.tokenizers_ext.train import train_bpe
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
+
+
+@pytest.fixture(scope="session")
+def encoder(tokenizer_json: bytes) -> SubwordEncoder:
+    return SubwordEncoder(tokenizer_json)
+
+
+@pytest.fixture(scope="session")
+def reference(tokenizer_json: bytes) -> Tokenizer:
+    tokenizer = Tokenizer.from_str(tokenizer_json.decode())
+    tokenizer.encode_special_tokens = True
+    return tokenizer
+
+
+def reference_ids(reference: Tokenizer, texts: list[str]) -> list[list[int]]:
+    return [reference.encode(text, add_special_tokens=False).ids for text in texts]
+
+
+def test_a_trained_tokenizer_is_encoded_by_the_fast_engine(encoder: SubwordEncoder) -> None:
+    assert encoder.engine == "gigatoken"
+
+
+def test_ids_equal_those_of_tokenizers_on_real_text(encoder: SubwordEncoder, reference: Tokenizer) -> None:
+    texts = [path.read_text(encoding="utf-8") for path in sorted((EXAMPLES / "udhr").glob("*.txt"))]
+    assert len(texts) == 30
+    ids = encoder.encode(pa.array(texts, pa.large_string()))
+    assert ids.to_pylist() == reference_ids(reference, texts)
+    assert encoder.decode(ids).to_pylist() == [text.encode() for text in texts]
+
+
+@settings(max_examples=200, deadline=None)
+@given(texts=st.lists(st.text(max_size=50), max_size=5), start=st.integers(0, 2))
+def test_ids_equal_those_of_tokenizers_and_decode_to_the_text(
+    encoder: SubwordEncoder, reference: Tokenizer, texts: list[str], start: int
+) -> None:
+    column = pa.array(texts, pa.large_string()).slice(start)
+    ids = encoder.encode(column)
+    assert ids.to_pylist() == reference_ids(reference, texts[start:])
+    assert encoder.decode(ids).to_pylist() == [text.encode() for text in texts[start:]]
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents=st.lists(st.binary(max_size=30), max_size=4))
+def test_arbitrary_bytes_come_back_from_a_byte_level_vocabulary(
+    encoder: SubwordEncoder, documents: list[bytes]
+) -> None:
+    ids = encoder.encode(pa.array(documents, pa.large_binary()))
+    assert encoder.decode(ids).to_pylist() == documents
+
+
+@pytest.mark.parametrize("text", ["^" * 100_000, "a" * 100_000, " " * 100_000, "\n" * 50_000, "=" * 99_999 + "x"])
+def test_long_runs_of_one_character_are_exact(encoder: SubwordEncoder, reference: Tokenizer, text: str) -> None:
+    assert encoder.encode(pa.array([text])).to_pylist() == reference_ids(reference, [text])
+
+
+def test_text_that_spells_the_end_token_never_becomes_it(encoder: SubwordEncoder) -> None:
+    ids = encoder.encode(pa.array(["a<|endoftext|>b"]))
+    assert encoder.special_ids["eos"] not in ids.to_pylist()[0]
+    assert encoder.decode(ids).to_pylist() == [b"a<|endoftext|>b"]
+
+
+def test_the_end_id_decodes_to_nothing(encoder: SubwordEncoder) -> None:
+    ids = pa.array([[encoder.special_ids["eos"]]], pa.list_(pa.uint16()))
+    assert encoder.decode(ids).to_pylist() == [b""]
+
+
+def test_a_tokenizer_that_the_fast_engine_refuses_is_encoded_by_tokenizers() -> None:
+    words = Tokenizer(models.WordLevel({"the": 0, "cat": 1, "[UNK]": 2}, unk_token="[UNK]"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    encoder = SubwordEncoder(words.to_str().encode())
+    assert encoder.engine == "tokenizers"
+    assert encoder.encode(pa.array(["the cat", "", "dog the"])).to_pylist() == [[0, 1], [], [2, 0]]
+
+
+def test_both_engines_give_the_same_buffers(encoder: SubwordEncoder) -> None:
+    sample = pa.array(TORTURE_SAMPLE, pa.large_binary())
+    fast, slow = encoder._encode_flat(sample), encoder._encode_with_tokenizers(sample)
+    assert [array.tolist() for array in fast] == [array.tolist() for array in slow]
+
+
+def test_no_documents_give_no_ids(encoder: SubwordEncoder) -> None:
+    assert encoder.encode(pa.array([], pa.large_string())).to_pylist() == []
+
+
+def test_large_vocabularies_use_four_bytes(tokenizer_json: bytes) -> None:
+    description = json.loads(tokenizer_json)
+    vocab = description["model"]["vocab"]
+    vocab.update({f"filler{k}": len(vocab) + k for k in range(70_000 - len(vocab))})
+    encoder = SubwordEncoder(json.dumps(description).encode())
+    assert encoder.vocab_size == 70_000
+    assert encoder.encode(pa.array(["the fox"])).type == pa.list_(pa.uint32())
+
+
+def test_what_is_no_tokenizer_is_refused() -> None:
+    with pytest.raises(UserError, match="not a tokenizer"):
+        SubwordEncoder(b'{"model": 3}')
+
+
+def test_an_id_outside_the_vocabulary_is_refused(encoder: SubwordEncoder) -> None:
+    with pytest.raises(UserError, match="outside the vocabulary"):
+        encoder.decode(pa.array([[encoder.vocab_size]], pa.list_(pa.uint16())))
+
+
+def test_training_does_not_depend_on_the_order_or_batching_of_documents() -> None:
+    texts = [f"document {k} says {'na' * (k % 7)} batman, batman and robin" for k in range(300)]
+    assert train_bpe([texts], 400) == train_bpe([texts[200:], texts[:200][::-1]], 400)
+
+
+def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:
+    with pytest.raises(UserError, match="at least 257"):
+        train_bpe([["text"]], 256)
