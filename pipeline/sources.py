@@ -2,8 +2,10 @@
 
 An input is a file, a directory (read recursively), a glob, or a URL that fsspec can open. A file's name is its path
 below the common parent of all inputs; files are sorted by (name, size) and numbered in that order. Documents without
-a source of their own take it from the file: the last part of the name, without extensions ("en/wiki.jsonl.zst" ->
-"wiki"; for a split of a saved dataset dictionary, the folder of the dictionary).
+a source of their own take it from the file. One that the user named gives its own name without extensions
+("books.jsonl.zst" -> "books"); one found in a directory or by a glob gives its folder's ("wiki/part-07.jsonl" ->
+"wiki"), so that a corpus of a million files has as many sources as folders; a saved dataset gives its own name, and a
+split of a saved dataset dictionary the dictionary's.
 """
 
 import os
@@ -254,9 +256,10 @@ def _source_file(entry: _Entry, name: str, format_: str) -> SourceFile | None:
 
 
 def _source_of(entry: _Entry, stem: str) -> str:
-    if not entry.saved_dataset:
-        return os.path.splitext(stem.rpartition("/")[2])[0]
     parent = _parent(entry.path)
+    if not entry.saved_dataset:
+        own_name = os.path.splitext(stem.rpartition("/")[2])[0]
+        return own_name if entry.named else parent.rpartition("/")[2] or own_name
     filesystem, _ = url_to_fs(f"{entry.protocol}://{parent}")
     is_split = filesystem.exists(f"{parent}/dataset_dict.json")
     return (parent if is_split else entry.path).rpartition("/")[2]

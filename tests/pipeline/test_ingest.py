@@ -95,7 +95,7 @@ def test_a_unit_without_documents_writes_an_empty_part(run: Run, write: Write):
 
 def test_outputs_depend_neither_on_place_time_nor_workers(tmp_path: Path, run: Run, write: Write, progress: Progress):
     folder = corpus(write)
-    elsewhere = tmp_path / "clone/of/it"
+    elsewhere = tmp_path / "clone/of/in"
     elsewhere.parent.mkdir(parents=True)
     subprocess.run(["cp", "-r", folder, elsewhere], check=True)
     os.utime(elsewhere / "a.jsonl", (1, 1))

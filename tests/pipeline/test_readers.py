@@ -164,7 +164,7 @@ def test_plain_text_is_one_document_a_file(run: Run, write: Write):
     write("c.txt.gz", b"\xef\xbb\xbfthird")
     found = run(write("d.txt", b"bad \xff").parent)
     assert found.texts == ["first", "second\n\nstill second\n", "third"]
-    assert found.table["source"].to_pylist() == ["a", "b", "c"]
+    assert found.table["source"].to_pylist() == ["in", "in", "in"]
     assert found.table["id"].null_count == 3
     assert found.bad == {"invalid UTF-8": 1}
 

@@ -64,9 +64,11 @@ def test_a_file_named_twice_is_read_once(tmp_path: Path):
     assert names(discover([str(tmp_path), f"{tmp_path}/a.jsonl", f"{tmp_path}/*.jsonl"])) == ["a.jsonl"]
 
 
-def test_a_source_is_the_last_part_of_the_name_without_extensions(tmp_path: Path):
-    make(tmp_path, "en/wiki.v2.jsonl.zst", "notes.txt")
-    assert [file.source for file in discover([str(tmp_path)]).files] == ["wiki.v2", "notes"]
+def test_a_named_file_is_a_source_of_its_own_and_found_ones_take_their_folder(tmp_path: Path):
+    make(tmp_path, "raw/wiki/0.jsonl", "raw/wiki/1.jsonl", "raw/books/x.txt", "news.v2.jsonl.zst")
+    inputs = [str(tmp_path / "raw"), str(tmp_path / "news.v2.jsonl.zst")]
+    assert [file.source for file in discover(inputs).files] == ["news.v2", "books", "wiki", "wiki"]
+    assert [file.source for file in discover([str(tmp_path / "raw/wiki/*.jsonl")]).files] == ["wiki", "wiki"]
 
 
 def test_files_of_unknown_extension_are_listed_and_left_out(tmp_path: Path):
