@@ -1,6 +1,7 @@
 """Two ways to run work units, with byte-identical output: on this machine, or as tasks on a Ray cluster."""
 
 import os
+import socket
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -12,6 +13,7 @@ from seqmill.errors import UserError
 from seqmill.pipeline.execution import Executor, Record
 
 IN_FLIGHT_PER_WORKER = 2  # enough to hide scheduling, few enough that a failure wastes little
+SECONDS_TO_ANSWER = 10.0
 RAY_RETRIES = 3  # of a task whose worker or node died; a unit's own exception is never retried
 
 
@@ -77,6 +79,8 @@ class RayExecutor:
             ) from error
         if ray.is_initialized():
             return ray
+        if self.address is not None:
+            _require_answer(self.address)
         embedded = self.address is None and "RAY_ADDRESS" not in os.environ
         try:
             ray.init(
@@ -87,11 +91,26 @@ class RayExecutor:
                 logging_level="error",
             )
         except (ConnectionError, ValueError, RuntimeError) as error:
-            raise UserError(
-                f"no Ray cluster answers at {self.address!r} ({error}); start one with `ray start --head`, correct "
-                "--address, or leave it out to start an embedded one"
-            ) from error
+            raise _no_cluster(self.address, error) from error
         return ray
+
+
+def _require_answer(address: str) -> None:
+    """Refuse a cluster address where nothing listens: Ray itself would try for minutes."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if not colon or not port.isdigit():  # "auto", "local": for Ray to understand
+        return
+    try:
+        socket.create_connection((host, int(port)), timeout=SECONDS_TO_ANSWER).close()
+    except OSError as error:
+        raise _no_cluster(address, error) from error
+
+
+def _no_cluster(address: str | None, error: Exception) -> UserError:
+    return UserError(
+        f"no Ray cluster answers at {address!r} ({error}); start one with `ray start --head`, correct --address, "
+        "or leave it out to start an embedded one"
+    )
 
 
 EXECUTORS: dict[str, Callable[[int, str | None], Executor]] = {
