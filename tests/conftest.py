@@ -1,0 +1,92 @@
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+CORPUS = ROOT / "examples" / "corpus"
+
+# A run of everything in seconds: real text in four formats, several units per stage, a model that trains a little.
+SMALL_RUN = f"""
+out = "run"
+[ingest]
+inputs = ["{CORPUS}/jargon.jsonl", "{CORPUS}/code.arrow", "{CORPUS}/udhr", "{CORPUS}/sotu.jsonl.gz"]
+unit_bytes = 250000
+[normalise]
+unicode = "nfc"
+[tokenizer]
+vocab_size = 1024
+[pack]
+seq_len = 256
+shard_tokens = 262144
+[train]
+model = "tiny"
+steps = 24
+batch_tokens = 1024
+checkpoint_every = 6
+device = "cpu"
+[generate]
+prompts = ["The hacker", "import"]
+max_new_tokens = 8
+"""
+
+
+@pytest.fixture(scope="session")
+def small_config() -> str:
+    return SMALL_RUN
+
+
+@pytest.fixture
+def small_run(tmp_path: Path, small_config: str) -> Path:
+    """The configuration file of a small run of everything; its output goes to `run` in the working directory."""
+    path = tmp_path / "small.toml"
+    path.write_text(small_config)
+    return path
+
+
+Seqmill = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture(scope="session")
+def seqmill() -> Seqmill:
+    """Run the command line in a folder; fails on an unexpected exit code."""
+
+    def call(*arguments: object, cwd: Path, code: int = 0) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "seqmill", *map(str, arguments)]
+        done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=280)
+        assert done.returncode == code, f"{done.args} exited with {done.returncode}\n{done.stdout}\n{done.stderr}"
+        return done
+
+    return call
+
+
+def files_of(run: Path) -> dict[str, bytes]:
+    """Every output file of a run by name, without bookkeeping and clocks."""
+    found: dict[str, bytes] = {}
+    for path in sorted(run.rglob("*")):
+        name = str(path.relative_to(run))
+        if path.is_dir() or "/.state/" in f"/{name}" or path.name == ".lock":
+            continue
+        found[name] = without_clock(path)
+    return found
+
+
+def without_clock(path: Path) -> bytes:
+    """The file's bytes; reports and training logs without the fields that tell the time or the machine."""
+    clocks = {"seconds", "machine", "resumed_from"}
+    if path.name == "report.json":
+        report = json.loads(path.read_text())
+        report["train"] = {key: value for key, value in report["train"].items() if key not in clocks}
+        return json.dumps({key: value for key, value in report.items() if key not in clocks}, sort_keys=True).encode()
+    if path.name == "log.jsonl":
+        lines = [json.loads(line) for line in path.read_text().splitlines()]
+        return json.dumps([{k: v for k, v in line.items() if k not in clocks} for line in lines]).encode()
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="session")
+def files() -> Callable[[Path], dict[str, bytes]]:
+    return files_of
