@@ -79,7 +79,7 @@ def without_clock(path: Path) -> bytes:
     clocks = {"seconds", "machine", "resumed_from"}
     if path.name == "report.json":
         report = json.loads(path.read_text())
-        report["train"] = {key: value for key, value in report["train"].items() if key not in clocks}
+        report["train"] = {key: value for key, value in report.get("train", {}).items() if key not in clocks}
         return json.dumps({key: value for key, value in report.items() if key not in clocks}, sort_keys=True).encode()
     if path.name == "log.jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]

@@ -1,0 +1,259 @@
+import gzip
+import json
+import random
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+
+from seqmill.packing import validate
+from seqmill.storage import read_arrow
+
+Seqmill = Callable[..., subprocess.CompletedProcess[str]]
+VERBS = ("run", "ingest", "dedup", "tokenize", "pack", "train", "generate", "inspect", "tokenizer")
+
+
+def lines(*records: Any) -> str:
+    return "".join(json.dumps(record) + "\n" for record in records)
+
+
+def articles(count: int) -> str:
+    texts = [" ".join(f"word{(k * 7 + j * j) % 97}" for j in range(60)) for k in range(count)]
+    return lines(*({"id": str(k), "text": text, "source": "news"} for k, text in enumerate(texts)))
+
+
+def one_line_error(done: subprocess.CompletedProcess[str]) -> str:
+    """The message of a user error, which must be the only thing the command says."""
+    assert done.stdout == ""
+    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("seqmill: ")
+    return line
+
+
+def test_help_names_every_verb(seqmill: Seqmill, tmp_path: Path) -> None:
+    done = seqmill("--help", cwd=tmp_path)
+    assert all(f"\n  {verb} " in done.stdout for verb in VERBS)
+
+
+@pytest.mark.parametrize("verb", [*((verb,) for verb in VERBS), ("tokenizer", "train")])
+def test_every_verb_explains_itself(seqmill: Seqmill, tmp_path: Path, verb: tuple[str, ...]) -> None:
+    done = seqmill(*verb, "--help", cwd=tmp_path)
+    assert "Usage: " in done.stdout
+
+
+def test_help_comes_without_the_heavy_libraries(tmp_path: Path) -> None:
+    code = "import sys; sys.argv = ['seqmill', '--help']\nfrom seqmill.cli import main\n"
+    code += "try:\n    main()\nexcept SystemExit:\n    pass\n"
+    code += "print([m for m in ('pyarrow', 'numpy', 'numba', 'torch', 'ray', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_stages_chain_from_raw_text_to_rows(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(40) + articles(3))
+    stages = [
+        ("ingest", "raw.jsonl", "--out", "documents"),
+        ("dedup", "documents", "--out", "clean"),
+        ("tokenizer", "train", "clean", "--vocab-size", 400, "--out", "tokenizer"),
+        ("tokenize", "clean", "--tokenizer", "tokenizer", "--out", "tokens"),
+        ("pack", "tokens", "--seq-len", 128, "--out", "packed"),
+    ]
+    printed = {}
+    for stage in stages:
+        done = seqmill(*stage, "--workers", 1, "--json", "--quiet", cwd=tmp_path)
+        printed[stage[0]] = json.loads(done.stdout)
+        assert {"documents", "bytes", "quarantined", "seconds"} <= printed[stage[0]].keys()
+        assert done.stderr == ""
+    assert printed["ingest"]["documents"] == 43
+    assert printed["dedup"]["documents"] == 40
+    assert printed["tokenize"]["documents"] == 40
+    assert printed["pack"]["tokens"] == printed["tokenize"]["tokens"]
+    assert validate(tmp_path / "packed", tmp_path / "tokens").violations == ()
+    assert "rows" in seqmill("inspect", "packed", "--validate", cwd=tmp_path).stdout
+
+
+def test_a_stage_takes_raw_files_too(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(5) + articles(2) + "{}\n" * 0)
+    done = seqmill("dedup", "raw.jsonl", "--out", "clean", "--workers", 1, "--json", "--quiet", cwd=tmp_path)
+    figures = json.loads(done.stdout)
+    assert (figures["documents"], figures["quarantined"]) == (5, 0)
+
+
+def test_bytes_need_no_training(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(3))
+    seqmill("tokenizer", "train", "raw.jsonl", "--kind", "byte", "--out", "bytes", "--quiet", cwd=tmp_path)
+    done = seqmill(
+        "tokenize", "raw.jsonl", "--tokenizer", "bytes", "--out", "t", "--json", "--quiet", "--workers", 1, cwd=tmp_path
+    )
+    figures = json.loads(done.stdout)
+    assert figures["tokens"] == figures["bytes"] + 3
+
+
+def test_a_changed_byte_is_found_by_inspection(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(5))
+    seqmill("ingest", "raw.jsonl", "--out", "documents", "--workers", 1, "--quiet", cwd=tmp_path)
+    part = tmp_path / "documents" / "part-00000.arrow"
+    damaged = bytearray(part.read_bytes())
+    damaged[len(damaged) // 2] ^= 1
+    part.write_bytes(damaged)
+    seqmill("inspect", "documents", cwd=tmp_path)
+    done = seqmill("inspect", "documents", "--validate", cwd=tmp_path, code=1)
+    assert "part-00000.arrow: its bytes do not match" in done.stdout
+
+
+def test_train_and_generate_work_on_any_packed_folder(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(30))
+    quiet = ("--workers", 1, "--quiet")
+    seqmill("tokenizer", "train", "raw.jsonl", "--kind", "byte", "--out", "bytes", *quiet, cwd=tmp_path)
+    seqmill("tokenize", "raw.jsonl", "--tokenizer", "bytes", "--out", "tokens", *quiet, cwd=tmp_path)
+    seqmill("pack", "tokens", "--seq-len", 64, "--out", "packed", *quiet, cwd=tmp_path)
+    train = ("train", "packed", "--out", "model", "--batch-tokens", 256, "--checkpoint-every", 2, "--device", "cpu")
+    done = seqmill(*train, "--steps", 4, "--json", "--quiet", cwd=tmp_path)
+    log = [json.loads(line) for line in (tmp_path / "model" / "log.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in log] == [1, 2, 3, 4]
+    assert {"step", "loss", "tokens", "seconds"} <= log[0].keys()
+    assert json.loads(done.stdout)["tokens_seen"] == log[-1]["tokens"]
+    (tmp_path / "prompts.txt").write_text("word1\nword2 word3\n")
+    flags = ("--prompts", "prompts.txt", "--max-new-tokens", 5, "--json")
+    samples = json.loads(seqmill("generate", "model", *flags, cwd=tmp_path).stdout)["samples"]
+    assert [sample["prompt"] for sample in samples] == ["word1", "word2 word3"]
+    step = "model/checkpoints/step-00000004"
+    assert json.loads(seqmill("generate", step, *flags, cwd=tmp_path).stdout)["samples"] == samples
+    one_line_error(seqmill("train", "tokens", "--out", "x", "--quiet", cwd=tmp_path, code=2))
+
+
+def config(tmp_path: Path, inputs: str, more: str = "") -> Path:
+    path = tmp_path / "config.toml"
+    path.write_text(f'out = "run"\n[ingest]\ninputs = ["{inputs}"]\n{more}\n[tokenizer]\nkind = "byte"\n')
+    return path
+
+
+def unlike_articles(count: int) -> str:
+    """Records that compress badly, so that half a compressed file holds about half of them."""
+    draw = random.Random(0)
+    return lines(*({"id": str(k), "text": draw.randbytes(200).hex()} for k in range(count)))
+
+
+def truncated_gz(path: Path) -> Path:
+    data = gzip.compress(unlike_articles(2000).encode())
+    (path / "bad.jsonl.gz").write_bytes(data[: len(data) // 2])
+    return path / "bad.jsonl.gz"
+
+
+def truncated_zst(path: Path) -> Path:
+    data = zstandard.compress(unlike_articles(2000).encode())
+    (path / "bad.jsonl.zst").write_bytes(data[: len(data) // 2])
+    return path / "bad.jsonl.zst"
+
+
+def invalid_utf8(path: Path) -> Path:
+    (path / "bad.jsonl").write_bytes(articles(10).encode() + b'{"text": "\xff\xfe"}\n')
+    return path / "bad.jsonl"
+
+
+def no_text_field(path: Path) -> Path:
+    (path / "bad.jsonl").write_text(articles(10) + '{"body": "x"}\n')
+    return path / "bad.jsonl"
+
+
+@pytest.mark.parametrize("damage", [truncated_gz, truncated_zst, invalid_utf8, no_text_field])
+def test_bad_input_is_refused_in_one_line_or_counted_when_allowed(
+    seqmill: Seqmill, tmp_path: Path, damage: Callable[[Path], Path]
+) -> None:
+    file = damage(tmp_path)
+    refused = seqmill("run", config(tmp_path, file.name), "--quiet", "--workers", 1, cwd=tmp_path, code=2)
+    message = one_line_error(refused)
+    assert file.name in message
+    assert "max_bad_fraction" in message
+    assert not (tmp_path / "run" / "documents" / "manifest.json").exists()
+    allowed = config(tmp_path, file.name, "max_bad_fraction = 0.5")
+    done = seqmill("run", allowed, "--quiet", "--workers", 1, "--json", cwd=tmp_path)
+    (reason, count), *others = json.loads(done.stdout)["funnel"][0]["reasons"].items()
+    assert reason.startswith("bad: ")
+    assert (count["documents"], others) == (1, [])
+    quarantined = [json.loads(line) for line in next((tmp_path / "run/documents/quarantine").iterdir()).open()]
+    assert [entry["file"] for entry in quarantined] == [file.name]
+
+
+def test_an_empty_file_gives_no_documents(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "empty.jsonl").write_text("")
+    done = seqmill("run", config(tmp_path, "empty.jsonl"), "--quiet", "--workers", 1, "--json", cwd=tmp_path)
+    report = json.loads(done.stdout)
+    assert (report["documents"], report["tokens"], report["packing"]["rows"]) == (0, 0, 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("run", "none.toml"), "there is no configuration file none.toml"),
+        (("ingest", "nowhere.jsonl", "--out", "x"), "nowhere.jsonl does not exist"),
+        (("pack", "nowhere", "--out", "x"), "nowhere has no manifest.json"),
+        (("tokenize", "a.jsonl", "--tokenizer", "nowhere", "--out", "x"), "nowhere is no tokenizer"),
+        (("train", "nowhere", "--out", "x"), "nowhere is no folder"),
+        (("train", "nowhere", "--out", "x", "--model", "huge"), "there is no such preset"),
+        (("generate", "nowhere", "--prompts", "none.txt"), "there is no prompts file"),
+        (("ingest", "a.jsonl", "--out", "x", "--executor", "slurm"), "choose one of local, ray"),
+        (("dedup", "a.jsonl", "--out", "x", "--threshold", "7"), "dedup.threshold = 7.0"),
+        (("pack", "a.jsonl", "--out", "x", "--overflow", "lose"), "choose one of split"),
+    ],
+)
+def test_mistakes_are_one_line_and_exit_code_two(
+    seqmill: Seqmill, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
+    (tmp_path / "a.jsonl").write_text(articles(3))
+    quiet = () if arguments[0] == "generate" else ("--quiet",)
+    assert message in one_line_error(seqmill(*arguments, *quiet, cwd=tmp_path, code=2))
+
+
+def test_an_unknown_key_fails_before_any_work(seqmill: Seqmill, tmp_path: Path) -> None:
+    path = config(tmp_path, "a.jsonl", "text_feild = 'x'")
+    message = one_line_error(seqmill("run", path, cwd=tmp_path, code=2))
+    assert "unknown key 'ingest.text_feild'" in message
+    assert "did you mean 'text_field'" in message
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_full_disk_ends_in_one_line_and_the_same_command_finishes_later(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(2000))
+    path = config(tmp_path, "raw.jsonl")
+    limit = 1 << 18  # bytes a file may have: the first part is larger
+    done = subprocess.run(
+        [sys.executable, "-m", "seqmill", "run", str(path), "--workers", "1", "--quiet"],
+        cwd=tmp_path,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit)),
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 2
+    assert "File too large" in one_line_error(done)
+    assert list((tmp_path / "run").rglob("part-*")) == []
+    seqmill("run", path, "--workers", 1, "--quiet", cwd=tmp_path)
+    assert read_arrow(tmp_path / "run" / "documents" / "part-00000.arrow").num_rows == 2000
+
+
+def test_a_second_run_in_the_same_folder_is_refused(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(3))
+    hold = "import sys; from pathlib import Path; from seqmill.storage import only_writer\n"
+    hold += "with only_writer(Path('run')): print('held', flush=True); sys.stdin.read()"
+    command = [sys.executable, "-c", hold]
+    with subprocess.Popen(command, cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout is not None
+        assert holder.stdout.readline() == b"held\n"
+        message = one_line_error(seqmill("run", config(tmp_path, "raw.jsonl"), cwd=tmp_path, code=2))
+        holder.kill()
+    assert "another seqmill process is writing to run" in message
+
+
+def test_progress_goes_to_stderr_and_results_to_stdout(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(3))
+    began = time.monotonic()
+    done = seqmill("ingest", "raw.jsonl", "--out", "documents", "--workers", 1, "--json", cwd=tmp_path)
+    assert "ingest: 1/1 in" in done.stderr
+    assert 0 < json.loads(done.stdout)["seconds"] < time.monotonic() - began
