@@ -8,8 +8,9 @@ BIN := .venv/bin
 demo: .venv/demo.stamp
 	$(BIN)/seqmill run examples/demo.toml
 
+# One thread per test process: OpenMP threads of two processes on two cores wait for each other.
 test: .venv/dev.stamp
-	PYTHONSAFEPATH=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadgroup
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

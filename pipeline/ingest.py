@@ -25,7 +25,7 @@ from seqmill.pipeline.quarantine import Quarantine
 from seqmill.pipeline.readers import read_segment
 from seqmill.pipeline.records import COLUMNS, Fields, Segment, coalesce, document_schema
 from seqmill.pipeline.sources import FORMATS, SourceFile, discover, refuse_overlap
-from seqmill.storage import fingerprint, with_metadata, write_arrow
+from seqmill.storage import with_metadata, write_arrow
 
 BAD = "bad: "  # in front of a quarantine reason in the funnel
 
@@ -85,8 +85,8 @@ def ingest(
     """Read all inputs into `out` and return its manifest; what an earlier run finished is not done again.
 
     The manifest of kind "documents" holds, besides the files:
-        sources: name and bytes of every raw file; the index is the file's ordinal in doc_id.
-        skipped_sources: files met in directories and globs whose extension says nothing.
+        inputs: name and bytes of every raw file; the index is the file's ordinal in doc_id.
+        skipped_inputs: files met in directories and globs whose extension says nothing.
         funnel: the entries of "ingest" and "normalise".
         quarantined: documents, bytes, reasons (with the first file and line), blank_lines, damaged_files.
         totals: documents and bytes (of UTF-8 text) written.
@@ -117,8 +117,8 @@ def ingest(
         out,
         "documents",
         [file for record in records for file in record.files if file.name.startswith("part-")],
-        sources=_listed(found.files),
-        skipped_sources=list(found.skipped),
+        inputs=_listed(found.files),
+        skipped_inputs=list(found.skipped),
         funnel=funnel,
         quarantined=bad,
         totals={"documents": funnel[-1]["documents_out"], "bytes": funnel[-1]["bytes_out"]},
@@ -143,8 +143,8 @@ def ingest_unit(payload: Mapping[str, Any], out: Path) -> UnitResult:
             yield batch
 
     name = f"{payload['name']}.arrow"
-    shaped_by = fingerprint([payload["fields"], payload["normalise"]])
-    schema = with_metadata(document_schema(fields), "documents", fingerprint=shaped_by)
+    settings_of_all = {"fields": payload["fields"], "normalise": payload["normalise"]}
+    schema = with_metadata(document_schema(fields), "documents", **settings_of_all)
     rows = write_arrow(out / name, schema, coalesce(documents()))
     for reason, count in quarantine.documents.items():
         read.enter(count, quarantine.bytes[reason])

@@ -16,7 +16,7 @@ from seqmill.packing import validate
 from seqmill.storage import read_arrow
 
 Seqmill = Callable[..., subprocess.CompletedProcess[str]]
-VERBS = ("run", "ingest", "dedup", "tokenize", "pack", "train", "generate", "inspect", "tokenizer")
+VERBS = ("run", "ingest", "dedup", "tokenize", "pack", "train", "generate", "inspect", "bench", "tokenizer")
 
 
 def lines(*records: Any) -> str:

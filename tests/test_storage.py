@@ -53,7 +53,8 @@ def test_arrow_files_come_back_with_their_metadata(tmp_path: Path) -> None:
     assert write_arrow(tmp_path / "a.arrow", schema, batches) == 3
     table = read_arrow(tmp_path / "a.arrow")
     assert table["n"].to_pylist() == [1, 2, 3]
-    assert read_metadata(table.schema) == {"format_version": 1, "kind": "numbers", "origin": "test"}
+    described = {"format_version": 1, "kind": "numbers", "origin": "test"}
+    assert read_metadata(table.schema) == {**described, "fingerprint": fingerprint(["numbers", {"origin": "test"}])}
     assert table.schema.metadata[b"other"] == b"kept"
     assert read_metadata(SCHEMA) == {}
 

@@ -82,7 +82,7 @@ def _publish(out: Path, config: DedupConfig, kept: Sequence[Record], removed: Re
         config=asdict(config),
         funnel=[exact, funnel_entry("near dedup", left, {"near": totals["near"]})],
         totals=totals["kept"],
-        sources=sources,
+        by_source=sources,
         verification=dict(removed.stats),
         expected_recall={str(s): round(preset.recall(s), 4) for s in SHOWN_SIMILARITIES},
     )

@@ -153,13 +153,15 @@ def tokenizer_train(
     quiet: Quiet = False,
 ) -> None:
     """Learn a vocabulary from documents."""
+    from seqmill.manifest import open_manifest
     from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
 
     config = TokenizerConfig(kind=kind, vocab_size=vocab_size)
     with _stage("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
         encoder = train_tokenizer(documents, config, out, stage.executor, stage.progress)
-        stage.figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
+        figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
+        stage.figures = {**open_manifest(documents)["totals"], **figures}
 
 
 @app.command()
@@ -198,6 +200,7 @@ def pack(
     quiet: Quiet = False,
 ) -> None:
     """Pack a tokens folder into rows for training."""
+    from seqmill.manifest import open_manifest
     from seqmill.pipeline.pack import PackConfig
     from seqmill.pipeline.pack import pack as pack_stage
     from seqmill.pipeline.report import packing_figures
@@ -205,7 +208,8 @@ def pack(
     config = PackConfig(seq_len=seq_len, overflow=overflow, seed=seed)
     with _stage("pack", out, executor, workers, address, quiet, as_json) as stage:
         manifest = pack_stage(tokens, config, out, stage.executor, stage.progress)
-        stage.figures = {"documents": manifest["drops"]["documents_in"], **packing_figures(manifest)}
+        totals = open_manifest(tokens)["totals"]
+        stage.figures = {"documents": totals["documents"], "bytes": totals["bytes"], **packing_figures(manifest)}
 
 
 @app.command()
@@ -272,6 +276,24 @@ def inspect(
     _print_figures(figures["kind"], {**figures, **({"faults": faults} if validate else {})}, as_json)
     if faults:
         sys.exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="A file of benchmarks/; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run benchmarks beside their peers."""
+    from seqmill.pipeline.bench import benchmark_names, run_benchmark
+
+    for chosen in [name] if name else benchmark_names():
+        result = run_benchmark(chosen)
+        if as_json:
+            print(json.dumps(result))
+            continue
+        print(f"{chosen} on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+        for row in result["rows"]:
+            print(f"  {row['case']:<40} {row['system']:<24} {row['value']:>10,} {row['unit']}")
 
 
 class _Stage:

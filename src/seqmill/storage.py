@@ -121,8 +121,9 @@ def hash_file(path: Path) -> str:
 
 
 def with_metadata(schema: pa.Schema, kind: str, **entries: Any) -> pa.Schema:
-    """`schema` with the project's metadata added: format version, kind of table and `entries`, as JSON."""
-    described = {"format_version": FORMAT_VERSION, "kind": kind, **entries}
+    """`schema` with the project's metadata added, as JSON: format version, kind of table, `entries` (JSON values that
+    say how it was made), and their fingerprint."""
+    described = {"format_version": FORMAT_VERSION, "kind": kind, "fingerprint": fingerprint([kind, entries]), **entries}
     return schema.with_metadata({**(schema.metadata or {}), METADATA_KEY: canonical_json(described)})
 
 

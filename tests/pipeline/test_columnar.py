@@ -177,7 +177,7 @@ def test_a_saved_dataset_is_read_in_the_order_of_its_indices(run: Run, saved: Pa
 
 def test_saved_datasets_and_their_splits_are_found_in_folders(run: Run, saved: Path):
     found = run(saved)
-    assert [source["name"] for source in found.manifest["sources"]] == ["both/test", "both/train", "chosen"]
+    assert [source["name"] for source in found.manifest["inputs"]] == ["both/test", "both/train", "chosen"]
     assert found.texts == TEXTS[:2] + TEXTS + [TEXTS[i] for i in (3, 1, 24, 0)]
     assert found.table["source"].to_pylist() == ["both"] * 27 + ["chosen"] * 4
 

@@ -49,8 +49,8 @@ def test_the_manifest_says_what_was_read_lost_and_written(run: Run, write: Write
     write("e.jsonl", '{"text": ""}\n{"text": "\\u00a0"}\n{"text": "ab"}\n')
     write("LICENSE", "x")
     manifest = run(folder, normalise=NormaliseConfig(min_bytes=3)).manifest
-    assert [source["name"] for source in manifest["sources"]] == ["a.jsonl", "b.jsonl.zst", "c/d.txt", "e.jsonl"]
-    assert manifest["skipped_sources"] == ["LICENSE"]
+    assert [source["name"] for source in manifest["inputs"]] == ["a.jsonl", "b.jsonl.zst", "c/d.txt", "e.jsonl"]
+    assert manifest["skipped_inputs"] == ["LICENSE"]
     assert manifest["funnel"] == [
         {
             "stage": "ingest",
