@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from seqmill.models.attention import Segments, attend
 from seqmill.models.config import ModelConfig
 
-_INIT_STD = 0.02  # of every matrix; the two that write to the residual stream get it divided by sqrt(2 layers)
+_EMBEDDING_STD = 0.02  # of the embedding and the head: first logits are small, the first loss is ln(vocabulary)
 
 LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 """(layer, q_THE, k_TKE, v_TKE) -> out_THE: what a token attends to. Training packs documents, generation reads and
@@ -110,14 +110,18 @@ class Model(nn.Module):
 
     @torch.no_grad()
     def _initialise(self, seed: int) -> None:
+        """Matrices keep the scale of their input (standard deviation 1 / sqrt(inputs)), whatever the width; the two of
+        a layer that write to the residual stream get theirs divided by sqrt(2 layers)."""
         generator = torch.Generator().manual_seed(seed)
-        residual_std = _INIT_STD / math.sqrt(2 * self.config.layers)
         for name, parameter in self.named_parameters():
             if parameter.ndim == 1:
                 parameter.fill_(1.0)
             else:
-                writes_residual = name.endswith(("attention_out.weight", "down.weight"))
-                parameter.normal_(0.0, residual_std if writes_residual else _INIT_STD, generator=generator)
+                is_table = name in ("embedding.weight", "head.weight")
+                std = _EMBEDDING_STD if is_table else parameter.shape[1] ** -0.5
+                if name.endswith(("attention_out.weight", "down.weight")):
+                    std /= math.sqrt(2 * self.config.layers)
+                parameter.normal_(0.0, std, generator=generator)
 
     @property
     def device(self) -> torch.device:
