@@ -131,10 +131,12 @@ def run_units(
             missing.append(Task(work, unit, key, str(out)))
     if missing:
         (out / MANIFEST).unlink(missing_ok=True)  # the folder is not what it says any more
-    for record in executor.run(perform, missing):
-        done[record.unit] = record
-        progress.advance()
-    progress.finish()
+    try:
+        for record in executor.run(perform, missing):
+            done[record.unit] = record
+            progress.advance()
+    finally:
+        progress.finish()
     return [done[unit.name] for unit in units]
 
 

@@ -2,11 +2,12 @@
 
 import os
 import socket
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import get_context, parent_process
 from typing import Any
 
 from seqmill.errors import UserError
@@ -30,7 +31,8 @@ class LocalExecutor:
             return
         waiting = deque(arguments)
         running: set[Future[Record]] = set()
-        with ProcessPoolExecutor(min(self.workers, len(arguments)), mp_context=get_context("spawn")) as pool:
+        workers = min(self.workers, len(arguments))
+        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
             try:
                 while waiting or running:
                     while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
@@ -41,6 +43,18 @@ class LocalExecutor:
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+
+
+def _end_with_parent() -> None:
+    """End this worker when the process that started it is killed, so that no orphan writes into a later run."""
+
+    def watch() -> None:
+        parent = parent_process()
+        assert parent
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 @dataclass(frozen=True)
@@ -84,7 +98,7 @@ class RayExecutor:
         embedded = self.address is None and "RAY_ADDRESS" not in os.environ
         try:
             ray.init(
-                address=self.address,
+                address="local" if embedded else self.address,
                 num_cpus=self.workers if embedded else None,
                 include_dashboard=False if embedded else None,
                 log_to_driver=False,

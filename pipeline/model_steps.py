@@ -40,8 +40,10 @@ def train_model(packed: Path, config: "TrainConfig", out: Path, progress: Progre
     from seqmill.models import train
 
     progress.start("train", config.steps)
-    result = train(packed, out, config, progress=lambda _step: progress.advance())
-    progress.finish()
+    try:
+        result = train(packed, out, config, progress=lambda _step: progress.advance())
+    finally:
+        progress.finish()
     return asdict(result)
 
 

@@ -27,8 +27,8 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
-from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
-from seqmill.tokenizers_ext import copy_artifact
+from seqmill.pipeline.tokenize import TOKENIZER_FOLDER, describe_tokenizer, put_tokenizer
+from seqmill.tokenizers_ext import load
 
 PLAN = "plan.arrow"
 
@@ -61,8 +61,11 @@ def pack(tokens: Path, config: PackConfig, out: Path, executor: Executor, progre
         out: receives part-*.arrow, the tokenizer of the tokens, and manifest.json.
     """
     manifest = open_manifest(tokens, "tokens")
+    described = describe_tokenizer(load(tokens / TOKENIZER_FOLDER))
+    if described != manifest["tokenizer"]:
+        raise UserError(f"{tokens / TOKENIZER_FOLDER} is not the tokenizer that made these tokens; tokenize again")
     prepare_folder(out)
-    copy_artifact(tokens / TOKENIZER_FOLDER, out / TOKENIZER_FOLDER)
+    put_tokenizer(tokens / TOKENIZER_FOLDER, out, described)
     store = {"tokens": str(tokens), "fingerprint": manifest["fingerprint"]}
     state = out / STATE_FOLDER
     planning = [Unit("plan", {**store, "config": asdict(config)})]
@@ -85,7 +88,8 @@ def pack(tokens: Path, config: PackConfig, out: Path, executor: Executor, progre
     records = run_units("pack rows", write_shard, units, out, executor, progress)
     totals = [RowTotals(**record.stats["totals"]) for record in records]
     entries = packed_manifest_entries(load_plan(state / PLAN), totals, TokenStore.open(tokens))
-    return write_manifest(out, "packed", [file for record in records for file in record.files], stage="pack", **entries)
+    files = [file for record in records for file in record.files]
+    return write_manifest(out, "packed", files, stage="pack", tokenizer=described, **entries)
 
 
 def make_plan(payload: Mapping[str, Any], out: Path) -> UnitResult:

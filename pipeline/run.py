@@ -7,6 +7,7 @@ OUT/packed        rows for training          OUT/train     checkpoints and log.j
 OUT/samples.json  continuations              OUT/report.json
 """
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -18,13 +19,13 @@ from seqmill.pipeline.dedup.stage import dedup
 from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.executors import make_executor
 from seqmill.pipeline.ingest import ingest
-from seqmill.pipeline.model_steps import generate_samples, read_train_config, train_model
+from seqmill.pipeline.model_steps import SAMPLES, generate_samples, read_train_config, train_model
 from seqmill.pipeline.pack import pack
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.report import build_report
 from seqmill.pipeline.tokenize import tokenize
 from seqmill.pipeline.train_tokenizer import train_tokenizer
-from seqmill.storage import only_writer, write_json
+from seqmill.storage import local_folder, only_writer, read_json, write_json
 
 CONFIG = "config.json"
 REPORT = "report.json"
@@ -40,10 +41,10 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     train_config = None if config.train is None else read_train_config(config.train)
     execution = config.execution
     executor = make_executor(execution.executor, execution.workers, execution.address)
-    out = Path(config.out)
+    out = local_folder(config.out)
     with only_writer(out):
         clock = _Clock()
-        write_json(out / CONFIG, deciding_settings(config))
+        _note_settings(out, deciding_settings(config))
         manifests = _prepare_data(config, out, executor, progress, clock)
         trained: dict[str, Any] | None = None
         samples: list[dict[str, Any]] | None = None
@@ -53,9 +54,17 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         if config.generate is not None:
             with clock.stage("generate"):
                 samples = generate_samples(out / "train", config.generate, out)
-        report = build_report(out, manifests, trained, samples, clock.seconds)
+        report = build_report(Path(config.out), manifests, trained, samples, clock.seconds)
         write_json(out / REPORT, report)
     return report
+
+
+def _note_settings(out: Path, settings: dict[str, Any]) -> None:
+    """Write OUT/config.json; results of other settings go first, so that they never stand beside it."""
+    if (out / CONFIG).is_file() and read_json(out / CONFIG) != json.loads(json.dumps(settings)):
+        for result in (REPORT, SAMPLES):
+            (out / result).unlink(missing_ok=True)
+    write_json(out / CONFIG, settings)
 
 
 def _prepare_data(

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 
 from seqmill.compress import unigram_entropy
 from seqmill.errors import UserError
-from seqmill.manifest import STATE_FOLDER, open_manifest, write_manifest
+from seqmill.manifest import MANIFEST, STATE_FOLDER, open_manifest, write_manifest
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import (
     Executor,
@@ -22,10 +22,11 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
-from seqmill.storage import read_arrow, with_metadata, write_arrow
+from seqmill.storage import read_arrow, read_json, with_metadata, write_arrow
 from seqmill.tokenizers_ext import Encoder, append_id, copy_artifact, id_type, load
 
 TOKENIZER_FOLDER = "tokenizer"  # inside tokens and packed folders: data carries the tokenizer it was made with
+MOST_SOURCES = 2**15 - 1  # the range of the source column of packed rows
 LARGEST_DOCUMENT = 2**32 - 1  # bytes: the range of the num_bytes column
 
 
@@ -45,16 +46,16 @@ def tokenize(
         UserError: the tokenizer cannot be read, or has no end-of-document id although one is to be appended.
     """
     manifest = open_manifest(documents, "documents")
-    prepare_folder(out)
-    artifact = out / TOKENIZER_FOLDER
-    copy_artifact(tokenizer, artifact)
-    encoder = load(artifact)
+    encoder = load(tokenizer)
     if config.append_eos and "eos" not in encoder.special_ids:
         raise UserError(
             f"{tokenizer} has no end-of-document id that seqmill knows; set tokenize.append_eos = false, "
             'or name the id in the artifact\'s seqmill.json under "special_ids"'
         )
-    shared = {"tokenizer": str(artifact), "fingerprint": encoder.fingerprint, "config": asdict(config)}
+    prepare_folder(out)
+    artifact = out / TOKENIZER_FOLDER
+    put_tokenizer(tokenizer, out, describe_tokenizer(encoder))
+    shared = {"tokenizer": str(artifact), **describe_tokenizer(encoder), "config": asdict(config)}
     units = [
         Unit(part, {"part": part, "documents": file, **shared})
         for part, file in part_references(documents, manifest).items()
@@ -62,17 +63,23 @@ def tokenize(
     records = run_units("tokenize", encode_part, units, out, executor, progress)
     counts = np.zeros(encoder.vocab_size, np.int64)
     for record in records:
-        counts += read_arrow(out / STATE_FOLDER / record.stats["counts"])["count"].to_numpy()
+        counts += read_arrow(out / record.stats["counts"])["count"].to_numpy()
     totals = {key: sum(record.stats[key] for record in records) for key in ("documents", "bytes", "tokens")}
+    sources = sorted({source for record in records for source in record.stats["sources"]})
+    if len(sources) > MOST_SOURCES:
+        raise UserError(
+            f"the documents have {len(sources)} sources, packed rows can tell {MOST_SOURCES} apart; set ingest.source, "
+            "or name a coarser ingest.source_field"
+        )
     return write_manifest(
         out,
         "tokens",
-        [file for record in records for file in record.files],
+        [file for record in records for file in record.files if file.name.startswith("part-")],
         stage="tokenize",
         config=asdict(config),
         vocab_size=encoder.vocab_size,
         tokenizer=describe_tokenizer(encoder),
-        sources=sorted({source for record in records for source in record.stats["sources"]}),
+        sources=sources,
         totals={
             **totals,
             "bytes_per_token": round(totals["bytes"] / max(1, totals["tokens"]), 4),
@@ -80,6 +87,14 @@ def tokenize(
             "ids_used": int((counts > 0).sum()),
         },
     )
+
+
+def put_tokenizer(tokenizer: Path, out: Path, described: Mapping[str, Any]) -> None:
+    """Copy a tokenizer into a folder of tokens or rows. A manifest that names another one is withdrawn first, so that
+    no folder is ever finished with a tokenizer that did not make its ids."""
+    if (out / MANIFEST).is_file() and read_json(out / MANIFEST).get("tokenizer") != described:
+        (out / MANIFEST).unlink()
+    copy_artifact(tokenizer, out / TOKENIZER_FOLDER)
 
 
 def describe_tokenizer(encoder: Encoder) -> dict[str, Any]:
@@ -123,8 +138,10 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     name = f"{payload['part']}.arrow"
     rows = write_arrow(out / name, schema, token_batches())
     counted = pa.schema({"count": pa.int64()})
-    write_arrow(out / STATE_FOLDER / f"counts-{name}", counted, [pa.record_batch([pa.array(counts)], schema=counted)])
-    return UnitResult({name: rows}, {**totals, "sources": sorted(sources), "counts": f"counts-{name}"})
+    counts_name = f"{STATE_FOLDER}/counts-{name}"
+    write_arrow(out / counts_name, counted, [pa.record_batch([pa.array(counts)], schema=counted)])
+    files = {name: rows, counts_name: len(counts)}
+    return UnitResult(files, {**totals, "sources": sorted(sources), "counts": counts_name})
 
 
 def _check_sizes(batch: pa.RecordBatch, num_bytes: np.ndarray) -> None:

@@ -44,6 +44,8 @@ class TokenizerConfig:
                 f"tokenizer.vocab_size = {self.vocab_size}: a byte-level BPE has {SMALLEST_BPE_VOCABULARY} or more; "
                 "for bytes alone set tokenizer.kind = 'byte'"
             )
+        if self.seed < 0:
+            raise UserError(f"tokenizer.seed = {self.seed}: 0 or more is needed")
         if self.sample_bytes < 1:
             raise UserError(f"tokenizer.sample_bytes = {self.sample_bytes}: at least 1 byte of text is needed")
 
@@ -103,7 +105,7 @@ def sample_by_id(doc_ids: np.ndarray, share: float, seed: int) -> np.ndarray:
     The hash is the finaliser of splitmix64 over the id; a document is in when its hash lies in the lowest `share` of
     the 64-bit range.
     """
-    x = doc_ids.astype(np.uint64) + np.uint64(seed) * np.uint64(0x9E3779B97F4A7C15)
+    x = doc_ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
     x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
     x ^= x >> np.uint64(31)

@@ -2,6 +2,7 @@ import gzip
 import json
 import random
 import resource
+import shutil
 import subprocess
 import sys
 import time
@@ -257,3 +258,65 @@ def test_progress_goes_to_stderr_and_results_to_stdout(seqmill: Seqmill, tmp_pat
     done = seqmill("ingest", "raw.jsonl", "--out", "documents", "--workers", 1, "--json", cwd=tmp_path)
     assert "ingest: 1/1 in" in done.stderr
     assert 0 < json.loads(done.stdout)["seconds"] < time.monotonic() - began
+
+
+def test_a_separator_of_any_script_cuts_documents(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("one—two\tthree", encoding="utf-8")
+    for separator, documents in (("—", 2), (r"\t", 2), ("–", 1)):
+        flags = (
+            "--separator",
+            separator,
+            "--out",
+            f"out{documents}{len(separator)}",
+            "--workers",
+            1,
+            "--json",
+            "--quiet",
+        )
+        assert json.loads(seqmill("ingest", "a.txt", *flags, cwd=tmp_path).stdout)["documents"] == documents
+    refused = seqmill("ingest", "a.txt", "--separator", "\\", "--out", "x", "--quiet", cwd=tmp_path, code=2)
+    assert "no valid escape sequence" in one_line_error(refused)
+
+
+def test_outputs_go_to_folders_of_this_machine(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(2))
+    for out, message in (
+        ("s3://bucket/run", "not to a URL"),
+        ("raw.jsonl", "raw.jsonl"),
+        ("raw.jsonl/deep", "raw.jsonl"),
+    ):
+        refused = seqmill("ingest", "raw.jsonl", "--out", out, "--quiet", cwd=tmp_path, code=2)
+        assert message in one_line_error(refused)
+
+
+def test_a_folder_never_keeps_a_tokenizer_that_did_not_make_its_ids(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(20))
+    quiet = ("--workers", 1, "--quiet")
+    seqmill("tokenizer", "train", "raw.jsonl", "--kind", "byte", "--out", "bytes", *quiet, cwd=tmp_path)
+    seqmill("tokenizer", "train", "raw.jsonl", "--vocab-size", 300, "--out", "bpe", *quiet, cwd=tmp_path)
+    tokenize = ("tokenize", "raw.jsonl", "--out", "tokens", *quiet)
+    seqmill(*tokenize, "--tokenizer", "bytes", cwd=tmp_path)
+    description = tmp_path / "bpe" / "seqmill.json"
+    described = json.loads(description.read_text())
+    description.write_text(json.dumps({**described, "special_ids": {}}))
+    assert "no end-of-document id" in one_line_error(seqmill(*tokenize, "--tokenizer", "bpe", cwd=tmp_path, code=2))
+    seqmill("pack", "tokens", "--out", "packed", *quiet, cwd=tmp_path)  # the folder is as it was
+    description.write_text(json.dumps({**described, "special_ids": {"eos": 7}}))
+    seqmill(*tokenize, "--tokenizer", "bpe", cwd=tmp_path)
+    assert {ids[-1] for ids in read_arrow(tmp_path / "tokens/part-00000.arrow")["input_ids"].to_pylist()} == {7}
+    description.write_text(json.dumps(described))
+    seqmill(*tokenize, "--tokenizer", "bpe", cwd=tmp_path)
+    assert {ids[-1] for ids in read_arrow(tmp_path / "tokens/part-00000.arrow")["input_ids"].to_pylist()} == {0}
+    shutil.copytree(tmp_path / "bytes", tmp_path / "tokens" / "tokenizer", dirs_exist_ok=True)
+    refused = seqmill("pack", "tokens", "--out", "packed", "--quiet", cwd=tmp_path, code=2)
+    assert "not the tokenizer that made these tokens" in one_line_error(refused)
+
+
+def test_a_deduplicated_folder_can_be_deduplicated_again(seqmill: Seqmill, tmp_path: Path) -> None:
+    (tmp_path / "raw.jsonl").write_text(articles(6) + articles(2))
+    seqmill("dedup", "raw.jsonl", "--out", "once", "--workers", 1, "--quiet", cwd=tmp_path)
+    seqmill("dedup", "once", "--out", "twice", "--workers", 1, "--quiet", cwd=tmp_path)
+    once, twice = (read_arrow(tmp_path / name / "part-00000.arrow") for name in ("once", "twice"))
+    assert once.column_names == twice.column_names
+    assert sorted(once["cluster_size"].to_pylist()) == [1, 1, 1, 1, 2, 2]
+    assert twice["cluster_size"].to_pylist() == [1] * 6

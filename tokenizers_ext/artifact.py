@@ -5,6 +5,7 @@ DIR/tokenizer.json     for kind "subword": the Hugging Face format
 """
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from seqmill.storage import FORMAT_VERSION, atomic_path, read_json, write_json
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
 from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_json
+
+logger = logging.getLogger(__name__)
 
 DESCRIPTION = "seqmill.json"
 TOKENIZER_JSON = "tokenizer.json"
@@ -49,6 +52,8 @@ def save_byte(folder: Path) -> Encoder:
 
 def copy_artifact(source: Path, folder: Path) -> None:
     """Put the artifact (or bare tokenizer.json) at `source` into `folder`, so that a dataset carries its tokenizer."""
+    if not source.is_file() and not (source / DESCRIPTION).is_file() and (source / TOKENIZER_JSON).is_file():
+        source = source / TOKENIZER_JSON
     if source.is_file():
         save_subword(folder, source.read_bytes(), {"file": source.name})
         return
@@ -62,8 +67,7 @@ def load(path: str | Path) -> Encoder:
     """The tokenizer at `path`: an artifact folder, or a `tokenizer.json`.
 
     Raises:
-        UserError: nothing readable is there, a file does not match its recorded hash, or a sample does not survive
-            encoding and decoding.
+        UserError: nothing readable is there, or a file does not match its recorded hash.
     """
     path = Path(path)
     if path.is_file():
@@ -79,7 +83,7 @@ def load(path: str | Path) -> Encoder:
                 "differ from the ones on disk: restore the file, or train the tokenizer again"
             )
     encoder = _open(path, described)
-    _check_round_trip(path, encoder)
+    _warn_if_lossy(path, encoder)
     return encoder
 
 
@@ -121,10 +125,10 @@ def _description_of(path: Path) -> dict[str, Any]:
     return described
 
 
-def _check_round_trip(path: Path, encoder: Encoder) -> None:
+def _warn_if_lossy(path: Path, encoder: Encoder) -> None:
+    """Say it, with an example, when a sample does not survive encoding and decoding: some tokenizers normalise."""
     decoded = encoder.decode(encoder.encode(pa.array(ROUND_TRIP_SAMPLE, pa.large_string())))
     for text, found in zip(ROUND_TRIP_SAMPLE, decoded.to_pylist(), strict=True):
         if found != text.encode():
-            raise UserError(
-                f"{path}: {text!r} comes back as {found!r}: the tokenizer files are damaged, train it again"
-            )
+            logger.warning("%s is not lossless: %r comes back as %r", path, text, found.decode(errors="replace"))
+            return

@@ -41,5 +41,7 @@ class DedupConfig:
             raise UserError(f"dedup.preset = {self.preset!r}: choose one of {', '.join(PRESETS)}")
         if self.scope not in SCOPES:
             raise UserError(f"dedup.scope = {self.scope!r}: choose one of {', '.join(SCOPES)}")
+        if self.seed < 0:
+            raise UserError(f"dedup.seed = {self.seed}: 0 or more is needed")
         if not 0 < self.threshold <= 1:
             raise UserError(f"dedup.threshold = {self.threshold}: a Jaccard similarity lies above 0 and at most at 1")

@@ -35,6 +35,7 @@ from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
 
 CLUSTERS = "clusters.arrow"
 REMOVED = "removed.parquet"
+CLUSTER_COLUMNS = ("cluster_id", "cluster_size")
 REMOVED_SCHEMA = pa.schema(
     {
         "doc_id": pa.uint64(),
@@ -255,6 +256,8 @@ def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:
     leaders, follower_counts = followers.field("values"), followers.field("counts")
     source = Path(payload["documents"]["path"])
     schema = pa.ipc.open_stream(pa.memory_map(str(source))).schema
+    passed_on = [name for name in schema.names if name not in CLUSTER_COLUMNS]  # those of an earlier dedup are replaced
+    schema = pa.schema([schema.field(name) for name in passed_on])
     schema = schema.append(pa.field("cluster_id", pa.uint64())).append(pa.field("cluster_size", pa.uint32()))
     schema = with_metadata(schema, "documents", config=dict(payload["config"]))
     stats: dict[str, dict[str, dict[str, int]]] = {}
@@ -268,7 +271,7 @@ def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:
             ids = kept.column("doc_id")
             size = pc.fill_null(follower_counts.take(pc.index_in(ids, leaders)), 0)
             size = pc.add(size, 1).cast(pa.uint32())
-            yield pa.record_batch([*kept.columns, ids, size], schema=schema)
+            yield pa.record_batch([*kept.select(passed_on).columns, ids, size], schema=schema)
 
     name = f"{payload['part']}.arrow"
     rows = write_arrow(out / name, schema, kept_batches())

@@ -109,11 +109,13 @@ def ingest(
         text_field=text_field,
         id_field=id_field,
         source_field=source_field,
-        separator=separator.encode().decode("unicode_escape") if separator else None,
+        separator=None if separator is None else _unescaped(separator),
         max_bad_fraction=max_bad_fraction,
     )
     with _stage("ingest", out, executor, workers, address, quiet, as_json) as stage:
-        stage.manifest = ingest_stage(config, NormaliseConfig(unicode=unicode), out, stage.executor, stage.progress)
+        stage.manifest = ingest_stage(
+            config, NormaliseConfig(unicode=unicode), stage.out, stage.executor, stage.progress
+        )
 
 
 @app.command()
@@ -137,7 +139,7 @@ def dedup(
     config = DedupConfig(preset=preset, threshold=threshold, scope=scope)
     with _stage("dedup", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs, id_field=id_field)
-        stage.manifest = dedup_stage(documents, config, out, stage.executor, stage.progress)
+        stage.manifest = dedup_stage(documents, config, stage.out, stage.executor, stage.progress)
 
 
 @tokenizer_app.command("train")
@@ -159,7 +161,7 @@ def tokenizer_train(
     config = TokenizerConfig(kind=kind, vocab_size=vocab_size)
     with _stage("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
-        encoder = train_tokenizer(documents, config, out, stage.executor, stage.progress)
+        encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
         figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
         stage.figures = {**open_manifest(documents)["totals"], **figures}
 
@@ -183,7 +185,7 @@ def tokenize(
     with _stage("tokenize", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
         config = TokenizeConfig(append_eos=append_eos)
-        stage.manifest = tokenize_stage(documents, tokenizer, config, out, stage.executor, stage.progress)
+        stage.manifest = tokenize_stage(documents, tokenizer, config, stage.out, stage.executor, stage.progress)
 
 
 @app.command()
@@ -207,7 +209,7 @@ def pack(
 
     config = PackConfig(seq_len=seq_len, overflow=overflow, seed=seed)
     with _stage("pack", out, executor, workers, address, quiet, as_json) as stage:
-        manifest = pack_stage(tokens, config, out, stage.executor, stage.progress)
+        manifest = pack_stage(tokens.absolute(), config, stage.out, stage.executor, stage.progress)
         totals = open_manifest(tokens)["totals"]
         stage.figures = {"documents": totals["documents"], "bytes": totals["bytes"], **packing_figures(manifest)}
 
@@ -317,7 +319,7 @@ class _Stage:
         folder = Path(inputs[0])
         if len(inputs) == 1 and (folder / MANIFEST).is_file():
             open_manifest(folder, "documents")
-            return folder
+            return folder.absolute()
         config = IngestConfig(inputs=tuple(inputs), **fields)  # type: ignore[arg-type]
         manifest = ingest_stage(config, NormaliseConfig(), self.out / "documents", self.executor, self.progress)
         self.quarantined = manifest["quarantined"]["documents"]
@@ -333,11 +335,12 @@ def _stage(
 
     from seqmill.pipeline.executors import make_executor
     from seqmill.pipeline.progress import make_progress
-    from seqmill.storage import only_writer
+    from seqmill.storage import local_folder, only_writer
 
     began = time.monotonic()
-    with only_writer(out):
-        stage = _Stage(out, make_executor(executor, workers, address), make_progress(quiet))
+    folder = local_folder(out)
+    with only_writer(folder):
+        stage = _Stage(folder, make_executor(executor, workers, address), make_progress(quiet))
         yield stage
     totals = stage.manifest.get("totals", {})
     quarantined = stage.manifest.get("quarantined", {"documents": stage.quarantined})["documents"]
@@ -362,14 +365,29 @@ def _rendered(value: Any) -> str:
     return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)
 
 
+def _unescaped(text: str) -> str:
+    r"""`text` with \n, \t, \x1e and the like read as in Python; other characters, of any script, are themselves."""
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--separator {text!r} is no valid escape sequence ({error}); write \\\\ for a backslash"
+        ) from error
+
+
 def _read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a file: its lines, or the field "text" of each JSON line."""
     if not path.is_file():
         raise UserError(f"there is no prompts file {path}")
-    lines = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
-    if path.suffix != ".jsonl":
-        return tuple(lines)
     try:
-        return tuple(json.loads(line)["text"] for line in lines)
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if path.suffix != ".jsonl":
+            return tuple(lines)
+        prompts = tuple(json.loads(line)["text"] for line in lines)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("a text is no string")
+        return prompts
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); convert it first") from error
     except (json.JSONDecodeError, KeyError, TypeError) as error:
         raise UserError(f'{path}: every line must be a JSON object with "text" ({error!r})') from error

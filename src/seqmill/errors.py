@@ -2,7 +2,8 @@
 
 import errno
 
-_FULL_OR_DENIED = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS}
+_FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
+_NO_PLACE = {errno.EACCES, errno.EPERM, errno.EROFS, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.ENAMETOOLONG}
 
 
 class UserError(Exception):
@@ -15,7 +16,7 @@ class UserError(Exception):
 
 def as_user_error(error: OSError, doing: str) -> Exception:
     """The `UserError` for a full disk, a quota or a refused write; `error` itself for anything else."""
-    if error.errno not in _FULL_OR_DENIED:
+    if error.errno not in _FULL | _NO_PLACE:
         return error
     return UserError(
         f"{doing}: {error.strerror} ({error.filename or 'no file name'}). Nothing was left under a final name; "

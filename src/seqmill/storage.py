@@ -53,6 +53,20 @@ def _flush_to_disk(path: Path) -> None:
         os.close(descriptor)
 
 
+def local_folder(text: str | Path) -> Path:
+    """An output folder as an absolute path: workers on a cluster have other working directories.
+
+    Raises:
+        UserError: `text` is a URL; outputs are renamed into place, which object stores cannot do.
+    """
+    if ":/" in str(text):
+        raise UserError(
+            f"--out {text}: outputs go to a local or shared file system, not to a URL; write to a path and copy the "
+            "finished folder"
+        )
+    return Path(text).absolute()
+
+
 @contextmanager
 def only_writer(folder: Path) -> Iterator[None]:
     """Hold `folder` against other seqmill processes on this machine; a killed process lets go by itself.

@@ -11,7 +11,7 @@ import xxhash
 
 from seqmill.errors import UserError
 from seqmill.packing import RowTotals, TokenStore, load_plan, pack_settings, plan, save_plan, write_rows
-from seqmill.storage import read_arrow, read_metadata
+from seqmill.storage import fingerprint, read_arrow, read_metadata
 
 LENGTHS = [0, 1, 15, 16, 17, 1600, 3, 3, 3, 40, 0, 31, 8, 8, 2, 5, 100, 7]
 
@@ -179,7 +179,9 @@ def test_datasets_reads_a_shard_with_its_features(pack: Callable, vocab_size: in
 def test_a_shard_says_what_it_is(pack: Callable) -> None:
     packed = pack(LENGTHS, 16)
     metadata = read_metadata(read_arrow(packed.folder / "part-00000.arrow").schema)
-    assert metadata == {"format_version": 1, "kind": "packed", **pack_settings(packed.plan, packed.store)}
+    settings = pack_settings(packed.plan, packed.store)
+    described = {"format_version": 1, "kind": "packed", "fingerprint": fingerprint(["packed", settings])}
+    assert metadata == {**described, **settings}
 
 
 def test_a_plan_of_other_documents_is_refused(pack: Callable, tmp_path: Path) -> None:

@@ -1,6 +1,9 @@
 import os
 import socket
-from collections.abc import Iterator
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -128,3 +131,46 @@ def test_a_cluster_that_does_not_answer_is_a_user_error() -> None:
         address = f"127.0.0.1:{free.getsockname()[1]}"
     with pytest.raises(UserError, match=f"no Ray cluster answers at '{address}'"):
         list(RayExecutor(1, address).run(print, [1]))  # type: ignore[arg-type]
+
+
+POOL = """
+import sys
+from pathlib import Path
+from work_functions import wait_for_ever
+from seqmill.pipeline.execution import Unit, run_units
+from seqmill.pipeline.executors import LocalExecutor
+from seqmill.pipeline.progress import Silent
+
+if __name__ == "__main__":
+    units = [Unit(f"part-{k}", {"marks": sys.argv[1], "name": f"{k}"}) for k in range(2)]
+    run_units("test", wait_for_ever, units, Path(sys.argv[1]) / "out", LocalExecutor(2), Silent())
+"""
+
+
+def test_pool_workers_end_with_a_killed_parent(tmp_path: Path) -> None:
+    script = tmp_path / "pool.py"
+    script.write_text(POOL)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1] / "support")}
+    parent = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    marks = [tmp_path / "0", tmp_path / "1"]
+    wait_until(lambda: all(mark.exists() and mark.read_text() for mark in marks))
+    parent.kill()
+    parent.wait()
+    for mark in marks:
+        wait_until(lambda mark=mark: not is_running(int(mark.read_text())))  # type: ignore[misc]
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+
+
+def is_running(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    stat = Path(f"/proc/{pid}/stat")  # a zombie has ended, though nobody has asked for its exit code
+    return not (stat.exists() and stat.read_text().rpartition(")")[2].split()[0] == "Z")

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,3 +30,10 @@ def die_once(payload: Mapping[str, Any], out: Path) -> UnitResult:
         mark.touch()
         os.kill(os.getpid(), signal.SIGKILL)
     return write_text(payload, out)
+
+
+def wait_for_ever(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Say which process this is, and wait to be killed."""
+    (Path(payload["marks"]) / payload["name"]).write_text(str(os.getpid()))
+    time.sleep(600)
+    return UnitResult({})
