@@ -1,0 +1,47 @@
+"""Verbs that look at what is there: folders and speed."""
+
+import json
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqmill.cli.common import AsJson, print_figures
+
+app = typer.Typer()
+
+
+@app.command()
+def inspect(
+    folder: Annotated[Path, typer.Argument(help="Documents, tokens or packed rows.")],
+    validate: Annotated[
+        bool, typer.Option("--validate", help="Read everything and check hashes and invariants.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a folder holds; with --validate, exit 1 when anything is wrong with it."""
+    from seqmill.pipeline.inspection import inspect_folder
+
+    figures, faults = inspect_folder(folder, validate)
+    print_figures(figures["kind"], {**figures, **({"faults": faults} if validate else {})}, as_json)
+    if faults:
+        sys.exit(1)
+
+
+@app.command()
+def bench(
+    name: Annotated[str | None, typer.Argument(help="A file of benchmarks/; default: all.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Run benchmarks beside their peers."""
+    from seqmill.pipeline.bench import benchmark_names, run_benchmark
+
+    for chosen in [name] if name else benchmark_names():
+        result = run_benchmark(chosen)
+        if as_json:
+            print(json.dumps(result))
+            continue
+        print(f"{chosen} on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))
+        for row in result["rows"]:
+            print(f"  {row['case']:<40} {row['system']:<24} {row['value']:>10,} {row['unit']}")

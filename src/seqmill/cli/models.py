@@ -1,0 +1,79 @@
+"""Verbs of models."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqmill.cli.common import AsJson, Out, Quiet, print_figures
+from seqmill.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def train(
+    packed: Annotated[Path, typer.Argument(help="A packed folder.")],
+    out: Out,
+    model: Annotated[str, typer.Option(help="tiny, 124m, 355m, 774m or 1.3b.")] = "tiny",
+    steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
+    batch_tokens: Annotated[int, typer.Option(help="Room of one update's rows, in tokens.")] = 8192,
+    learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the model's own.")] = None,
+    checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 100,
+    seed: Annotated[int, typer.Option(help="Of the first weights and the order of rows.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Train a model on a packed folder; run the same command again to resume."""
+    from seqmill.pipeline.model_steps import read_train_config, train_model
+    from seqmill.pipeline.progress import make_progress
+    from seqmill.storage import only_writer
+
+    flags = {"model": model, "steps": steps, "batch_tokens": batch_tokens, "checkpoint_every": checkpoint_every}
+    more = {"seed": seed, "device": device, **({} if learning_rate is None else {"learning_rate": learning_rate})}
+    with only_writer(out):
+        result = train_model(packed, read_train_config({**flags, **more}), out, make_progress(quiet))
+    print_figures("train", result, as_json)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, or one of its checkpoints.")],
+    prompts: Annotated[Path, typer.Option(help='One prompt a line; *.jsonl: the field "text".')],
+    max_new_tokens: Annotated[int, typer.Option(help="Tokens to add to each prompt at most.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token every time.")] = 0.8,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = 50,
+    seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Continue prompts with a trained model, by packed prefill."""
+    from seqmill.pipeline.config import GenerateConfig
+    from seqmill.pipeline.model_steps import continue_texts
+
+    config = GenerateConfig(_read_prompts(prompts), max_new_tokens, temperature, top_k, seed)
+    samples = continue_texts(checkpoint, config)
+    if as_json:
+        print(json.dumps({"samples": samples}, ensure_ascii=False))
+    else:
+        for sample in samples:
+            print(f"{sample['prompt']!r} -> {sample['continuation']!r}")
+
+
+def _read_prompts(path: Path) -> tuple[str, ...]:
+    """The prompts in a file: its lines, or the field "text" of each JSON line."""
+    if not path.is_file():
+        raise UserError(f"there is no prompts file {path}")
+    try:
+        lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
+        if path.suffix != ".jsonl":
+            return tuple(lines)
+        prompts = tuple(json.loads(line)["text"] for line in lines)
+        if not all(isinstance(prompt, str) for prompt in prompts):
+            raise TypeError("a text is no string")
+        return prompts
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not UTF-8 ({error}); convert it first") from error
+    except (json.JSONDecodeError, KeyError, TypeError) as error:
+        raise UserError(f'{path}: every line must be a JSON object with "text" ({error!r})') from error

@@ -1,0 +1,158 @@
+"""Verbs of the data: a whole run, or one stage on its own paths."""
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from seqmill.cli.common import Address, AsJson, ExecutorName, Inputs, Out, Quiet, Workers, stage_of
+from seqmill.errors import UserError
+
+app = typer.Typer()
+
+
+@app.command()
+def run(
+    config: Annotated[Path, typer.Argument(help="TOML file of the run.")],
+    set_: Annotated[
+        list[str], typer.Option("--set", metavar="KEY=VALUE", help="Override, e.g. pack.seq_len=4096.")
+    ] = [],  # noqa: B006
+    executor: Annotated[str | None, typer.Option(help="local or ray; default: as configured.")] = None,
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Do the whole pipeline; run the same command again to resume."""
+    from seqmill.pipeline import load_config
+    from seqmill.pipeline import run as run_pipeline
+    from seqmill.pipeline.progress import make_progress
+    from seqmill.pipeline.report import print_report
+
+    flags = {"executor": executor, "workers": workers, "address": address}
+    overrides = [*set_, *(f"execution.{key}={json.dumps(value)}" for key, value in flags.items() if value is not None)]
+    report = run_pipeline(load_config(config, overrides), make_progress(quiet))
+    if as_json:
+        print(json.dumps(report))
+    else:
+        print_report(report)
+
+
+@app.command()
+def ingest(
+    inputs: Inputs,
+    out: Out,
+    text_field: Annotated[str, typer.Option(help="Field or column with the text.")] = "text",
+    id_field: Annotated[str, typer.Option(help="Field with the user's id.")] = "id",
+    source_field: Annotated[str, typer.Option(help="Field with the source.")] = "source",
+    separator: Annotated[
+        str | None, typer.Option(help="Between the documents of a text file; \\n is a new line.")
+    ] = None,
+    unicode: Annotated[str, typer.Option(help="none or nfc.")] = "none",
+    max_bad_fraction: Annotated[float, typer.Option(help="Unreadable records that are tolerated.")] = 0.001,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Read raw files into a documents folder."""
+    from seqmill.pipeline.ingest import IngestConfig
+    from seqmill.pipeline.ingest import ingest as ingest_stage
+    from seqmill.pipeline.normalise import NormaliseConfig
+
+    config = IngestConfig(
+        inputs=tuple(inputs),
+        text_field=text_field,
+        id_field=id_field,
+        source_field=source_field,
+        separator=None if separator is None else _unescaped(separator),
+        max_bad_fraction=max_bad_fraction,
+    )
+    with stage_of("ingest", out, executor, workers, address, quiet, as_json) as stage:
+        stage.manifest = ingest_stage(
+            config, NormaliseConfig(unicode=unicode), stage.out, stage.executor, stage.progress
+        )
+
+
+@app.command()
+def dedup(
+    inputs: Inputs,
+    out: Out,
+    id_field: Annotated[str, typer.Option(help="Field with the user's id, for raw inputs.")] = "id",
+    preset: Annotated[str, typer.Option(help="Recipe for candidates.")] = "fineweb",
+    threshold: Annotated[float, typer.Option(help="Jaccard similarity that removes a near duplicate.")] = 0.8,
+    scope: Annotated[str, typer.Option(help="global, or local: inside each source.")] = "global",
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Remove exact and verified near duplicates."""
+    from seqmill.pipeline.dedup import DedupConfig
+    from seqmill.pipeline.dedup import dedup as dedup_stage
+
+    config = DedupConfig(preset=preset, threshold=threshold, scope=scope)
+    with stage_of("dedup", out, executor, workers, address, quiet, as_json) as stage:
+        documents = stage.documents(inputs, id_field=id_field)
+        stage.manifest = dedup_stage(documents, config, stage.out, stage.executor, stage.progress)
+
+
+@app.command()
+def tokenize(
+    inputs: Inputs,
+    tokenizer: Annotated[Path, typer.Option(help="A tokenizer folder, or a tokenizer.json.")],
+    out: Out,
+    append_eos: Annotated[bool, typer.Option(help="Put the end-of-document id behind every document.")] = True,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Turn documents into ids."""
+    from seqmill.pipeline.tokenize import TokenizeConfig
+    from seqmill.pipeline.tokenize import tokenize as tokenize_stage
+
+    with stage_of("tokenize", out, executor, workers, address, quiet, as_json) as stage:
+        documents = stage.documents(inputs)
+        config = TokenizeConfig(append_eos=append_eos)
+        stage.manifest = tokenize_stage(documents, tokenizer, config, stage.out, stage.executor, stage.progress)
+
+
+@app.command()
+def pack(
+    tokens: Annotated[Path, typer.Argument(help="A tokens folder.")],
+    out: Out,
+    seq_len: Annotated[int, typer.Option(help="Tokens that a row has room for.")] = 2048,
+    overflow: Annotated[str, typer.Option(help="Longer documents: split, truncate, drop or error.")] = "split",
+    seed: Annotated[int, typer.Option(help="Of the order of rows.")] = 0,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack a tokens folder into rows for training."""
+    from seqmill.manifest import open_manifest
+    from seqmill.pipeline.pack import PackConfig
+    from seqmill.pipeline.pack import pack as pack_stage
+    from seqmill.pipeline.report import packing_figures
+
+    config = PackConfig(seq_len=seq_len, overflow=overflow, seed=seed)
+    with stage_of("pack", out, executor, workers, address, quiet, as_json) as stage:
+        manifest = pack_stage(tokens.absolute(), config, stage.out, stage.executor, stage.progress)
+        totals = open_manifest(tokens)["totals"]
+        stage.figures = {"documents": totals["documents"], "bytes": totals["bytes"], **packing_figures(manifest)}
+
+
+def _unescaped(text: str) -> str:
+    r"""`text` with \n, \t, \x1e and the like read as in Python; other characters, of any script, are themselves."""
+    try:
+        return text.encode("latin-1", "backslashreplace").decode("unicode_escape")
+    except UnicodeDecodeError as error:
+        raise UserError(
+            f"--separator {text!r} is no valid escape sequence ({error}); write \\\\ for a backslash"
+        ) from error

@@ -1,0 +1,5 @@
+"""Verbs for spans that several documents share."""
+
+import typer
+
+app = typer.Typer()
