@@ -8,8 +8,9 @@ Arrow tables too, and must check positions against the stored sizes before readi
 
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
-from numba import types
+from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
@@ -30,3 +31,15 @@ def address_of(array: pa.Array) -> int:
     """The address of the first value of a primitive array; slices begin at their own offset."""
     buffer = array.buffers()[1]
     return buffer.address + array.offset * (array.type.bit_width // 8) if buffer is not None and len(array) else 0
+
+
+def bits_of(array: pa.Array) -> tuple[int, int]:
+    """(address of the buffer, number of the first value's bit in it) of a boolean array: Arrow packs 8 to a byte."""
+    buffer = array.buffers()[1]
+    return (buffer.address, array.offset) if buffer is not None and len(array) else (0, 0)
+
+
+@njit(cache=True, nogil=True)
+def read_bit(address: int, bit: int) -> bool:
+    """Bit `bit` of the buffer at `address`, lowest bit of each byte first."""
+    return bool((carray(pointer(address), (bit >> 3) + 1, np.uint8)[bit >> 3] >> (bit & 7)) & 1)

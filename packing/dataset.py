@@ -39,6 +39,7 @@ class PackedDataset(IterableDataset[Batch]):
         global_loss_tokens  int, the same of all ranks in this step: divide the summed loss by it
         row_ids             int64[rows]
         step                int, counted from 0 over all epochs
+        is_repeat           bool[n], per segment; only where the packed rows have this column
 
     For worker processes use `DataLoader(dataset, batch_size=None, num_workers=n)`. They have copies of the dataset:
     the one in the main process does not see how far they are, so take the state with `state_at(batch["step"] + 1)`.
@@ -137,6 +138,7 @@ class PackedDataset(IterableDataset[Batch]):
             "n_loss_tokens": step.n_loss_tokens,
             "global_loss_tokens": step.global_loss_tokens,
             "row_ids": torch.from_numpy(step.row_ids),
+            **({} if step.is_repeat is None else {"is_repeat": torch.from_numpy(step.is_repeat)}),
         }
 
     def state_dict(self) -> dict[str, Any]:

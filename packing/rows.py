@@ -14,9 +14,9 @@ from numba import carray, njit
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
-from seqmill.packing.addresses import address_of, pointer
+from seqmill.packing.addresses import address_of, bits_of, pointer, read_bit
 from seqmill.packing.permutation import permute
-from seqmill.packing.schema import KIND, NO_NEXT, hash_rows, token_dtype
+from seqmill.packing.schema import KIND, NO_NEXT, REPEAT_COLUMN, hash_rows, token_dtype
 from seqmill.storage import read_arrow
 
 IGNORED = -100  # target of a token without one: what torch's cross entropy leaves out
@@ -24,7 +24,7 @@ IGNORED = -100  # target of a token without one: what torch's cross entropy leav
 Int64s = npt.NDArray[np.int64]
 _NO_KEYS = np.empty(0, np.uint64)  # stands for the order in which the rows are stored
 
-# Columns of the table of record batches, int64[batches, 12]: addresses, and sizes of the values behind them.
+# Columns of the table of record batches, int64[batches, 14]: addresses, and sizes of the values behind them.
 (
     _IDS_OFFSETS,
     _IDS,
@@ -38,7 +38,9 @@ _NO_KEYS = np.empty(0, np.uint64)  # stands for the order in which the rows are 
     _POSITIONS,
     _N_LOSS,
     _MAX_SEQLEN,
-) = range(12)
+    _REPEAT,
+    _REPEAT_BIT,
+) = range(14)
 
 
 class Step(NamedTuple):
@@ -52,6 +54,7 @@ class Step(NamedTuple):
     n_loss_tokens: int  # targets that are not IGNORED
     global_loss_tokens: int  # the same over the rows of all ranks
     row_ids: Int64s  # int64[rows]
+    is_repeat: npt.NDArray[np.bool_] | None  # bool[n], per segment; None where the rows do not tell
 
 
 class PackedRows:
@@ -62,6 +65,7 @@ class PackedRows:
         rows: number of rows.
         capacity: tokens that a row can hold.
         fingerprint: of the manifest, and so of the contents.
+        has_repeats: whether the rows have a column is_repeat.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -75,6 +79,7 @@ class PackedRows:
         self.capacity: int = self.manifest["pack"]["capacity"]
         self.fingerprint: str = self.manifest["fingerprint"]
         self.dtype = token_dtype(self.manifest["pack"]["vocab_size"])
+        self.has_repeats: bool = self.manifest["pack"].get(REPEAT_COLUMN, False)
         self._batches: list[pa.RecordBatch] = []
         for file in self.manifest["files"]:
             table = read_arrow(self.folder / file["name"])
@@ -86,7 +91,8 @@ class PackedRows:
             self._batches += [batch for batch in table.to_batches() if batch.num_rows]
         sizes = [batch.num_rows for batch in self._batches]
         self._first_row = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        self._table = np.array([_describe(batch, self.dtype) for batch in self._batches], np.int64).reshape(-1, 12)
+        described = [_describe(batch, self.dtype, self.has_repeats) for batch in self._batches]
+        self._table = np.array(described, np.int64).reshape(-1, 14)
         self._sample = np.empty(0, self.dtype)
         self.rows = int(self._first_row[-1])
 
@@ -112,7 +118,8 @@ class PackedRows:
                 f"row {bad} of {self.folder} is damaged: its segments and tokens disagree; run "
                 f"seqmill inspect --validate {self.folder} and pack again"
             )
-        return Step(block, cu_seqlens, longest, loss, all_loss, row_ids)
+        is_repeat = _repeats(self._table, self._first_row, row_ids, segments) if self.has_repeats else None
+        return Step(block, cu_seqlens, longest, loss, all_loss, row_ids, is_repeat)
 
     def row(self, index: int) -> dict[str, Any]:
         """All stored columns of one row: numpy arrays for lists, Python integers otherwise."""
@@ -124,7 +131,8 @@ class PackedRows:
         for name in batch.schema.names:
             value = batch.column(name)[within]
             is_list = pa.types.is_list(value.type)
-            stored[name] = value.values.to_numpy(zero_copy_only=True) if is_list else value.as_py()
+            is_bits = name == REPEAT_COLUMN
+            stored[name] = value.values.to_numpy(zero_copy_only=not is_bits) if is_list else value.as_py()
         return stored
 
     def verify(self, row_ids: Int64s) -> None:
@@ -144,10 +152,17 @@ class PackedRows:
                 )
 
 
-def _describe(batch: pa.RecordBatch, dtype: np.dtype) -> tuple[int, ...]:
+def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tuple[int, ...]:
     ids, cu, following = batch.column("input_ids"), batch.column("cu_seqlens"), batch.column("next_token")
     positions = batch.column("pos_start")
-    if ids.type.value_type != pa.from_numpy_dtype(dtype) or not positions.offsets.equals(following.offsets):
+    repeats = batch.column(REPEAT_COLUMN) if REPEAT_COLUMN in batch.schema.names else None
+    like_next = [positions.offsets] if repeats is None else [positions.offsets, repeats.offsets]
+    if (
+        ids.type.value_type != pa.from_numpy_dtype(dtype)
+        or (repeats is not None) != has_repeats
+        or not all(offsets.equals(following.offsets) for offsets in like_next)
+        or (repeats is not None and len(repeats.values) < len(following.values))
+    ):
         raise UserError("a packed shard does not have the layout that its manifest describes; pack again")
     return (
         address_of(ids.offsets),
@@ -162,6 +177,7 @@ def _describe(batch: pa.RecordBatch, dtype: np.dtype) -> tuple[int, ...]:
         address_of(positions.values),
         address_of(batch.column("n_loss_tokens")),
         address_of(batch.column("max_seqlen")),
+        *((0, 0) if repeats is None else bits_of(repeats.values)),
     )
 
 
@@ -268,3 +284,17 @@ def _widen(ids: np.ndarray, input_ids: Int64s, targets: Int64s) -> None:
 def _count_up(positions: Int64s, first: int) -> None:
     for index in range(positions.size):
         positions[index] = first + index
+
+
+@njit(cache=True, nogil=True)
+def _repeats(table: Int64s, first_row: Int64s, row_ids: Int64s, segments: int) -> npt.NDArray[np.bool_]:
+    """is_repeat of the segments of these rows, bool[segments]; `_fill` has checked their lists."""
+    out = np.empty(segments, np.bool_)
+    place = 0
+    for row in row_ids:
+        batch, within = _locate(first_row, row)
+        begin, end = _range(table, batch, _NEXT_OFFSETS, within, table[batch, _NEXT_COUNT])
+        for segment in range(begin, end):
+            out[place] = read_bit(table[batch, _REPEAT], table[batch, _REPEAT_BIT] + segment)
+            place += 1
+    return out

@@ -13,9 +13,11 @@
     next_token    list<int32>  the token after the segment where its document goes on in another one, else -1
     pos_start     list<int32>  position of the segment's first token (see seqmill.packing.write)
     source        list<int16>  index into the source names of the metadata and manifest, per segment
+    is_repeat     list<bool>   whether the segment's document occurs several times by intent; only where the tokens say
     xxh3          int64        xxh3-64 over the bytes of input_ids and then of cu_seqlens
 
-A segment is one fragment of one document: attention and targets never leave it.
+A segment is one fragment of one document: attention and targets never leave it. Several documents of a tokens folder
+may share a doc_id, as the copies of a repeated document do; their segments then share doc_id and doc_offset.
 """
 
 import json
@@ -32,6 +34,7 @@ KIND: Final = "packed"
 NO_NEXT: Final = -1  # in next_token: the document ends here
 SEGMENT_COLUMNS: Final = ("seq_lengths", "doc_id", "doc_offset", "next_token", "pos_start", "source")
 LIST_COLUMNS: Final = ("input_ids", "cu_seqlens", *SEGMENT_COLUMNS)
+REPEAT_COLUMN: Final = "is_repeat"  # of tokens and of segments; optional in both
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -39,8 +42,12 @@ def token_dtype(vocab_size: int) -> np.dtype:
     return np.dtype(np.uint16 if vocab_size <= 1 << 16 else np.uint32)
 
 
-def packed_schema(vocab_size: int, metadata: Mapping[str, Any]) -> pa.Schema:
-    """The schema of a shard: columns, the feature types for `datasets`, and `metadata` as seqmill's own entry."""
+def packed_schema(vocab_size: int, metadata: Mapping[str, Any], is_repeat: bool = False) -> pa.Schema:
+    """The schema of a shard: columns, the feature types for `datasets`, and `metadata` as seqmill's own entry.
+
+    Args:
+        is_repeat: with the column of that name.
+    """
     columns = {
         "row_id": pa.int64(),
         "input_ids": pa.from_numpy_dtype(token_dtype(vocab_size)),
@@ -55,13 +62,14 @@ def packed_schema(vocab_size: int, metadata: Mapping[str, Any]) -> pa.Schema:
         "next_token": pa.int32(),
         "pos_start": pa.int32(),
         "source": pa.int16(),
+        **({REPEAT_COLUMN: pa.bool_()} if is_repeat else {}),
         "xxh3": pa.int64(),
     }
     features: dict[str, Any] = {}
     fields = []
     for name, value in columns.items():
         feature: dict[str, Any] = {"dtype": str(value), "_type": "Value"}
-        is_list = name in LIST_COLUMNS
+        is_list = name in (*LIST_COLUMNS, REPEAT_COLUMN)
         features[name] = {"feature": feature, "_type": "List"} if is_list else feature
         fields.append(pa.field(name, pa.list_(value) if is_list else value))
     huggingface = {b"huggingface": json.dumps({"info": {"features": features}}).encode()}

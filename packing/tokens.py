@@ -16,14 +16,25 @@ from numba import carray, njit
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
-from seqmill.packing.addresses import address_of, pointer
-from seqmill.packing.schema import NO_NEXT, token_dtype
+from seqmill.packing.addresses import address_of, bits_of, pointer, read_bit
+from seqmill.packing.schema import NO_NEXT, REPEAT_COLUMN, token_dtype
 from seqmill.storage import read_arrow
 
 Int64s = npt.NDArray[np.int64]
 
-# Columns of the table of record batches, int64[batches, 8]. "Wide" is 1 where list offsets are int64, else 0.
-_OFFSETS, _OFFSETS_WIDE, _VALUES, _VALUE_COUNT, _DOC_IDS, _NAMES, _NAMES_WIDE, _NAME_BYTES = range(8)
+# Columns of the table of record batches, int64[batches, 10]. "Wide" is 1 where list offsets are int64, else 0.
+(
+    _OFFSETS,
+    _OFFSETS_WIDE,
+    _VALUES,
+    _VALUE_COUNT,
+    _DOC_IDS,
+    _NAMES,
+    _NAMES_WIDE,
+    _NAME_BYTES,
+    _REPEAT,
+    _REPEAT_BIT,
+) = range(10)
 _NOT_IN_BATCH = -1
 _FNV_PRIME = np.uint64(0x100000001B3)
 _FNV_BASIS = np.uint64(0xCBF29CE484222325)
@@ -38,24 +49,30 @@ class TokenStore:
         sources: names; `source_of` gives positions in this list.
         manifest: the tokens folder's manifest, or what stands for it.
         dtype: what `gather` gives, uint16 or uint32.
+        has_repeats: whether the tables have a column is_repeat.
     """
 
     def __init__(self, tables: Sequence[pa.Table], manifest: Mapping[str, Any]) -> None:
         """Describe `tables`, one per file in order; `manifest` needs "vocab_size" and "sources".
 
         Raises:
-            UserError: a column is missing, has nulls or another type, or token types differ between batches.
+            UserError: a column is missing, has nulls or another type, token types differ between batches, or some
+                tables have a column is_repeat and others not.
         """
         self.manifest = manifest
         self.vocab_size: int = manifest["vocab_size"]
         self.sources: list[str] = list(manifest["sources"])
         self.dtype = token_dtype(self.vocab_size)
+        with_repeats = {REPEAT_COLUMN in table.column_names for table in tables}
+        if len(with_repeats) > 1:
+            raise UserError(f"some token tables have a column {REPEAT_COLUMN}, others not; write them in one run")
+        self.has_repeats = True in with_repeats
         self._batches = [batch for table in tables for batch in _checked(table).to_batches() if batch.num_rows]
         sizes = [batch.num_rows for batch in self._batches]
         self._first_item = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
         self.documents = int(self._first_item[-1])
         described = [_describe(batch) for batch in self._batches]
-        self._table = np.array(described, np.int64).reshape(-1, 8)
+        self._table = np.array(described, np.int64).reshape(-1, 10)
         stored = {batch.column("input_ids").type.value_type for batch in self._batches}
         if len(stored) > 1:
             raise UserError(
@@ -115,6 +132,13 @@ class TokenStore:
             )
         return order[place].astype(np.int16)
 
+    def is_repeat_of(self, item: Int64s) -> npt.NDArray[np.bool_]:
+        """The column is_repeat of these documents, bool[len(item)]; False where the tables have none."""
+        out = np.zeros(len(item), np.bool_)
+        if self.has_repeats:
+            _check(_gather_repeats(self._table, self._first_item, item, out), "document")
+        return out
+
     def gather(self, item: Int64s, start: Int64s, stop: Int64s) -> npt.NDArray[np.unsignedinteger]:
         """Fragments one after the other in one array, `dtype`[sum(stop - start)].
 
@@ -140,13 +164,14 @@ class TokenStore:
 
 
 def _checked(table: pa.Table) -> pa.Table:
-    """`table` with the three columns that are read, in types the kernels know."""
+    """`table` with the columns that are read, in types the kernels know: three, and is_repeat where there is one."""
     missing = [name for name in ("doc_id", "input_ids", "source") if name not in table.column_names]
     if missing:
         raise UserError(
             f"the token table has no column {missing[0]!r}, only {', '.join(table.column_names)}; tokenize again"
         )
-    table = table.select(["doc_id", "input_ids", "source"])
+    optional = [REPEAT_COLUMN] if REPEAT_COLUMN in table.column_names else []
+    table = table.select(["doc_id", "input_ids", "source", *optional])
     for name, column in zip(table.column_names, table.columns, strict=True):
         if column.null_count:
             raise UserError(f"the token table has {column.null_count} nulls in {name!r}; tokenize again")
@@ -154,6 +179,9 @@ def _checked(table: pa.Table) -> pa.Table:
     is_list = pa.types.is_list(ids) or pa.types.is_large_list(ids)
     if not is_list or ids.value_type not in (pa.uint16(), pa.uint32()):
         raise UserError(f"input_ids has type {ids}, but lists of uint16 or uint32 are needed; tokenize again")
+    if optional and table.schema.field(REPEAT_COLUMN).type != pa.bool_():
+        found = table.schema.field(REPEAT_COLUMN).type
+        raise UserError(f"{REPEAT_COLUMN} has type {found}, but bool is needed; rename that column or write it again")
     source = table.schema.field("source").type
     if not (pa.types.is_string(source) or pa.types.is_large_string(source)):
         table = table.set_column(2, "source", table.column("source").cast(pa.string()))
@@ -173,6 +201,7 @@ def _describe(batch: pa.RecordBatch) -> tuple[int, ...]:
         offsets_buffer.address + names.offset * (8 if names_wide else 4),
         names_wide,
         bytes_buffer.address if bytes_buffer is not None else 0,
+        *(bits_of(batch.column(REPEAT_COLUMN)) if REPEAT_COLUMN in batch.schema.names else (0, 0)),
     )
 
 
@@ -270,6 +299,16 @@ def _gather_doc_ids(table: Int64s, first_item: Int64s, item: Int64s, out: npt.ND
             return index
         within = item[index] - first_item[batch]
         out[index] = carray(pointer(table[batch, _DOC_IDS]), within + 1, np.uint64)[within]
+    return _NOT_IN_BATCH
+
+
+@njit(cache=True, nogil=True)
+def _gather_repeats(table: Int64s, first_item: Int64s, item: Int64s, out: npt.NDArray[np.bool_]) -> int:
+    for index in range(item.size):
+        batch = _batch_of(first_item, item[index])
+        if batch < 0:
+            return index
+        out[index] = read_bit(table[batch, _REPEAT], table[batch, _REPEAT_BIT] + item[index] - first_item[batch])
     return _NOT_IN_BATCH
 
 

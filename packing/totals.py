@@ -8,7 +8,10 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from seqmill.packing.pack_plan import ALGORITHM, PackPlan
+from seqmill.packing.schema import REPEAT_COLUMN
 from seqmill.packing.tokens import TokenStore
 
 
@@ -24,9 +27,11 @@ class RowTotals:
     max_row_sum_sq: int = 0  # the same, of the costliest row
     min_seqlen: int = 0  # shortest segment, tokens; 0 for no segments
     max_seqlen: int = 0  # longest segment, tokens
+    repeat_tokens: int | None = None  # tokens of segments that are repeats; None where the rows do not tell
 
     def __add__(self, other: "RowTotals") -> "RowTotals":
         shortest = [totals.min_seqlen for totals in (self, other) if totals.segments]
+        told = [totals.repeat_tokens for totals in (self, other) if totals.repeat_tokens is not None]
         return RowTotals(
             rows=self.rows + other.rows,
             tokens=self.tokens + other.tokens,
@@ -36,11 +41,12 @@ class RowTotals:
             max_row_sum_sq=max(self.max_row_sum_sq, other.max_row_sum_sq),
             min_seqlen=min(shortest, default=0),
             max_seqlen=max(self.max_seqlen, other.max_seqlen),
+            repeat_tokens=sum(told) if told else None,
         )
 
     def as_json(self) -> dict[str, int]:
-        """All counts by name; `RowTotals(**counts)` is the way back."""
-        return asdict(self)
+        """All counts by name, None left out; `RowTotals(**counts)` is the way back."""
+        return {name: count for name, count in asdict(self).items() if count is not None}
 
 
 def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
@@ -59,6 +65,7 @@ def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
         "sources": tokens.sources,
         "positions": "restart",
         "tokens": tokens.manifest.get("fingerprint"),
+        **({REPEAT_COLUMN: True} if tokens.has_repeats else {}),
     }
 
 
@@ -69,13 +76,20 @@ def packed_manifest_entries(plan: PackPlan, totals: Iterable[RowTotals], tokens:
         totals: one per shard; together all rows of `plan`.
 
     Returns:
-        "pack": `pack_settings`. "totals": the sum of `totals`, with efficiency and lower_bound_rows. "drops": the
-        policy, and what went in and did not come out, in documents and tokens.
+        "pack": `pack_settings`. "totals": the sum of `totals`, with efficiency and lower_bound_rows, and where ids
+        occur more than once documents_repeated, the packed documents that share the id of another one before them.
+        "drops": the policy, and what went in and did not come out, in documents and tokens.
     """
     total = sum(totals, RowTotals())
+    repeated = _repeated_ids(plan, tokens)
     return {
         "pack": pack_settings(plan, tokens),
-        "totals": {**total.as_json(), "efficiency": plan.efficiency, "lower_bound_rows": plan.lower_bound},
+        "totals": {
+            **total.as_json(),
+            "efficiency": plan.efficiency,
+            "lower_bound_rows": plan.lower_bound,
+            **({"documents_repeated": repeated} if repeated else {}),
+        },
         "drops": {
             "policy": plan.overflow,
             "documents_in": plan.documents,
@@ -87,3 +101,14 @@ def packed_manifest_entries(plan: PackPlan, totals: Iterable[RowTotals], tokens:
             "documents_empty": plan.empty_documents,
         },
     }
+
+
+def _repeated_ids(plan: PackPlan, tokens: TokenStore) -> int:
+    """How many packed documents have the id of another one before them; 8 bytes per document."""
+    ids = tokens.doc_ids
+    if (ids[1:] > ids[:-1]).all():  # as ingest numbers them
+        return 0
+    is_packed = np.zeros(len(ids), np.bool_)
+    is_packed[plan.item] = True
+    packed = ids[is_packed]
+    return len(packed) - len(np.unique(packed))

@@ -13,25 +13,40 @@
     totals  the manifest's totals and drops are those of the rows
 
 I9, equal bytes for equal inputs, is a property of the writer and not of a folder.
+
+Where the manifest says that documents share ids (documents_repeated), I4 and I5 ask whether the segments of an id can
+be joined to that many documents: at each position as many segments end with a next token as begin there, with the same
+tokens. Nothing tells the copies of a document apart, so nothing more can be asked of rows alone. Given the tokens
+folder, the segments of such ids are compared with its pieces as two bags of (id, position, tokens, is_repeat).
 """
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+from numba import njit
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST, open_manifest
-from seqmill.packing.schema import KIND, LIST_COLUMNS, NO_NEXT, SEGMENT_COLUMNS, hash_rows, packed_schema
+from seqmill.packing.schema import (
+    KIND,
+    LIST_COLUMNS,
+    NO_NEXT,
+    REPEAT_COLUMN,
+    SEGMENT_COLUMNS,
+    hash_rows,
+    packed_schema,
+)
 from seqmill.packing.tokens import TokenStore
 from seqmill.packing.totals import RowTotals
 from seqmill.storage import hash_file, read_arrow, read_json
 
 Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
 Bools = npt.NDArray[np.bool_]
 
 
@@ -93,6 +108,7 @@ class _Segments:
     stop: Int64s
     first_token: Int64s
     next_token: Int64s
+    digest: UInt64s  # of tokens and is_repeat, where the id stands for several documents of the tokens folder; else 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,13 +116,19 @@ class _Reference:
     """The documents that were packed, to be found by id."""
 
     store: TokenStore
-    ids: npt.NDArray[np.uint64]  # all document ids, sorted
+    ids: UInt64s  # all document ids, sorted
     item: Int64s  # the documents in the order of `ids`
+    shared: UInt64s  # the ids of more than one document, sorted
 
     @classmethod
     def of(cls, store: TokenStore) -> "_Reference":
         order = np.argsort(store.doc_ids, kind="stable")
-        return cls(store, store.doc_ids[order], order)
+        ids = store.doc_ids[order]
+        return cls(store, ids, order, np.unique(ids[1:][ids[1:] == ids[:-1]]))
+
+    def is_shared(self, doc_id: UInt64s) -> Bools:
+        """Whether several documents have this id."""
+        return np.isin(doc_id, self.shared)
 
     def find(self, doc_id: npt.NDArray[np.uint64]) -> tuple[Int64s, Bools]:
         """The document of every id, and whether there is one."""
@@ -115,12 +137,20 @@ class _Reference:
         place = np.minimum(np.searchsorted(self.ids, doc_id), len(self.ids) - 1)
         return self.item[place], self.ids[place] == doc_id
 
-    def tokens(self, segments: _Segments) -> np.ndarray | None:
-        """The tokens of the segments, or None when they are not all inside a known document."""
-        item, known = self.find(segments.doc_id)
-        if not known.all() or (segments.start < 0).any() or (segments.stop > self.store.lengths[item]).any():
-            return None
-        return self.store.gather(item, segments.start, segments.stop)
+    def differs(self, doc_id: UInt64s, start: Int64s, stop: Int64s, tokens: np.ndarray, is_repeat: Bools) -> Bools:
+        """Whether each of these segments of unshared ids has other tokens, or another is_repeat, than its document.
+
+        Segments that are not inside a known document are left to the checks of I4 that compare bounds.
+        """
+        item, known = self.find(doc_id)
+        comparable = known & (start >= 0) & (stop <= self.store.lengths[item])
+        lengths = stop - start
+        expected = self.store.gather(item[comparable], start[comparable], stop[comparable])
+        unequal = expected != tokens[np.repeat(comparable, lengths)]
+        wrong = np.zeros(len(doc_id), np.bool_)
+        ends = np.concatenate([[0], np.cumsum(lengths[comparable])])
+        wrong[comparable] = _any(unequal, ends) | (self.store.is_repeat_of(item[comparable]) != is_repeat[comparable])
+        return wrong
 
 
 def validate(folder: str | Path, tokens: str | Path | None = None) -> ValidationReport:
@@ -132,7 +162,7 @@ def validate(folder: str | Path, tokens: str | Path | None = None) -> Validation
             with it too.
 
     Returns:
-        A report with one violation per invariant and file, at its first row. Memory: about 60 bytes per segment.
+        A report with one violation per invariant and file, at its first row. Memory: about 200 bytes per segment.
 
     Raises:
         UserError: the folder has no readable manifest of packed rows, or `tokens` is no tokens folder.
@@ -187,6 +217,10 @@ class _Shard:
         self.pack = pack
         self.violations = violations
         self.reference = reference
+        self.has_repeats: bool = pack.get(REPEAT_COLUMN, False)
+        optional = [REPEAT_COLUMN] if self.has_repeats else []
+        self.list_columns = [*LIST_COLUMNS, *optional]
+        self.segment_columns = [*SEGMENT_COLUMNS, *optional]
         self.reported: dict[str, int] = {}  # invariant -> its place in `violations`
 
     def report(self, invariant: str, detail: str, wrong: Bools | None = None, rows: Int64s | None = None) -> None:
@@ -218,7 +252,7 @@ class _Shard:
         except (UserError, pa.ArrowException) as error:
             self.report("I10", f"the file cannot be read: {error}")
             return None
-        expected = packed_schema(self.pack["vocab_size"], {})
+        expected = packed_schema(self.pack["vocab_size"], {}, self.has_repeats)
         if table.schema.names != expected.names or table.schema.types != expected.types:
             self.report("schema", f"columns {dict(zip(table.schema.names, map(str, table.schema.types), strict=True))}")
             return None
@@ -233,22 +267,40 @@ class _Shard:
         if any(column.null_count for column in batch.columns):
             self.report("schema", "the file has nulls")
             return None
-        lists = {name: _lists(batch.column(name)) for name in LIST_COLUMNS}
-        if any(batch.column(name).offsets[0].as_py() for name in LIST_COLUMNS):
+        lists = {name: _lists(batch.column(name)) for name in self.list_columns}
+        if any(batch.column(name).offsets[0].as_py() for name in self.list_columns):
             self.report("I8", "the list offsets of a record batch do not begin at 0")
         numbers = {
             name: batch.column(name).to_numpy(zero_copy_only=True)
             for name in batch.schema.names
-            if name not in LIST_COLUMNS
+            if name not in self.list_columns
         }
         self._check_rows(lists, numbers)
         found = self._check_segments(lists, numbers, number) if self._has_bounds(lists) else None
-        original = self.reference.tokens(found[0]) if self.reference and found else None
-        if original is not None:
-            ids = lists["input_ids"]
-            self.report("I4", "tokens are not those of the tokens folder", _any(original != ids.values, ids.offsets))
+        if self.reference and found:
+            found = self._compare(found[0], lists), found[1]
         self.row += batch.num_rows
         return found
+
+    def _compare(self, segments: _Segments, lists: Mapping[str, _Lists]) -> _Segments:
+        """I4 against the documents: the tokens of unshared ids here, those of shared ids as digests for later."""
+        assert self.reference is not None
+        tokens, offsets = lists["input_ids"].values, lists["doc_id"].offsets
+        has_flags = self.has_repeats and self.reference.store.has_repeats
+        if self.has_repeats != self.reference.store.has_repeats:
+            self.report("I4", f"only one of the rows and the tokens folder has the column {REPEAT_COLUMN}")
+        is_repeat = lists[REPEAT_COLUMN].values if has_flags else np.zeros(len(segments.row), np.bool_)
+        lengths = segments.stop - segments.start
+        shared = self.reference.is_shared(segments.doc_id)
+        alone, of_alone = ~shared, np.repeat(~shared, lengths)
+        wrong = np.zeros(len(shared), np.bool_)
+        wrong[alone] = self.reference.differs(
+            segments.doc_id[alone], segments.start[alone], segments.stop[alone], tokens[of_alone], is_repeat[alone]
+        )
+        self.report("I4", "tokens or is_repeat are not those of the tokens folder", _any(wrong, offsets))
+        digest = np.zeros(len(shared), np.uint64)
+        digest[shared] = _digests(tokens[~of_alone], lengths[shared], is_repeat[shared])
+        return replace(segments, digest=digest)
 
     def _check_rows(self, lists: Mapping[str, _Lists], numbers: Mapping[str, np.ndarray]) -> None:
         """I3, I7 and the row hashes: what needs no segments."""
@@ -277,7 +329,7 @@ class _Shard:
         detail = f"cu_seqlens do not run from 0 to the row's tokens, or these exceed {self.pack['capacity']}"
         self.report("I1", detail, wrong)
         uneven = np.zeros(len(wrong), np.bool_)
-        for name in SEGMENT_COLUMNS:
+        for name in self.segment_columns:
             uneven |= lists[name].counts != cu.counts - 1
         self.report("I2", "a segment column does not have one element per segment", uneven)
         return not (wrong.any() or uneven.any())
@@ -309,7 +361,9 @@ class _Shard:
             stop=start + bounds,
             first_token=ids.values[ends[:-1]].astype(np.int64),
             next_token=following,
+            digest=np.zeros(len(bounds), np.uint64),
         )
+        is_repeat = lists[REPEAT_COLUMN].values if self.has_repeats else None
         totals = RowTotals(
             rows=rows,
             tokens=int(ends[-1]),
@@ -319,6 +373,7 @@ class _Shard:
             max_row_sum_sq=int(sum_sq.max()),
             min_seqlen=int(bounds.min()),
             max_seqlen=int(longest.max()),
+            repeat_tokens=None if is_repeat is None else int(bounds[is_repeat].sum()),
         )
         return segments, totals
 
@@ -326,7 +381,9 @@ class _Shard:
 def _lists(column: pa.ListArray) -> _Lists:
     """Correct for slices too: `.values` is the whole child, and the offsets say which part of it is meant."""
     offsets = column.offsets.to_numpy(zero_copy_only=True).astype(np.int64)
-    return _Lists(offsets - offsets[0], column.values.to_numpy(zero_copy_only=True)[offsets[0] : offsets[-1]])
+    values = column.values
+    is_bits = pa.types.is_boolean(values.type)
+    return _Lists(offsets - offsets[0], values.to_numpy(zero_copy_only=not is_bits)[offsets[0] : offsets[-1]])
 
 
 def _any(flags: Bools, offsets: Int64s) -> Bools:
@@ -336,8 +393,8 @@ def _any(flags: Bools, offsets: Int64s) -> Bools:
 
 
 def _join(parts: list[_Segments]) -> _Segments:
-    names = ("file", "row", "doc_id", "start", "stop", "first_token", "next_token")
-    dtypes = (np.int32, np.int64, np.uint64, np.int64, np.int64, np.int64, np.int64)
+    names = ("file", "row", "doc_id", "start", "stop", "first_token", "next_token", "digest")
+    dtypes = (np.int32, np.int64, np.uint64, np.int64, np.int64, np.int64, np.int64, np.uint64)
     joined = {
         name: np.concatenate([getattr(part, name) for part in parts] or [np.empty(0, dtype)])
         for name, dtype in zip(names, dtypes, strict=True)
@@ -348,22 +405,58 @@ def _join(parts: list[_Segments]) -> _Segments:
 def _check_documents(
     segments: _Segments, manifest: Mapping[str, Any], reference: _Reference | None
 ) -> Iterator[Violation]:
-    """I4 and I5, over all shards: sort the segments by document and offset and compare neighbours."""
-    if not len(segments.row):
+    """I4 and I5, over all shards: meet the ends of an id's segments with the beginnings at the same position.
+
+    A document of 40 tokens in rows of 16, twice: two segments begin at 0; at 16 and at 32 two end and two begin; two
+    end at 40, where none begins. The next tokens at 16 are the two that begin there, those at 40 are both -1.
+    """
+    count = len(segments.row)
+    if not count:
         return
-    order = np.lexsort((segments.start, segments.doc_id))
-    doc_id, start, stop = segments.doc_id[order], segments.start[order], segments.stop[order]
-    is_first = np.concatenate([[True], doc_id[1:] != doc_id[:-1]])
-    before = np.where(is_first, 0, np.roll(stop, 1))
-    yield from _per_file(
-        manifest, segments, order, start != before, "I4", "a segment does not begin where its document's last one ended"
-    )
-    is_last = np.roll(is_first, -1)
-    expected = np.where(is_last, NO_NEXT, np.roll(segments.first_token[order], -1))
-    wrong = segments.next_token[order] != expected
-    yield from _per_file(manifest, segments, order, wrong, "I5", "next_token is not the document's next token")
+    doc_id = np.concatenate([segments.doc_id, segments.doc_id])
+    place = _number_keys(doc_id, np.concatenate([segments.stop, segments.start]))
+    ends_at, begins_at = place[:count], place[count:]
+    places = int(place.max()) + 1
+    ends, begins = np.bincount(ends_at, minlength=places), np.bincount(begins_at, minlength=places)
+    is_head = segments.start == 0
+    begins[begins_at[is_head]] = 0  # a document's beginning continues nothing
+    # the order of tokens matches equal ones; it falls, so that the -1 of those that end here come last
+    _, end_rank = _ranks(ends_at, -segments.next_token)
+    begin_order, begin_rank = _ranks(begins_at, -segments.first_token)
+    allowed = np.where(is_head, count if manifest["totals"].get("documents_repeated") else 1, ends[begins_at])
+    everything = np.arange(count)
+    detail = "a segment does not begin where its document's last one ended"
+    yield from _per_file(manifest, segments, everything, begin_rank >= allowed, "I4", detail)
+    continues = begin_order[~is_head[begin_order]]  # by position, and there by falling token
+    first = np.concatenate([[0], np.cumsum(begins)])[ends_at]
+    expected = np.full(count, NO_NEXT, np.int64)
+    goes_on = end_rank < begins[ends_at]
+    expected[goes_on] = segments.first_token[continues[(first + end_rank)[goes_on]]]
+    wrong = segments.next_token != expected
+    yield from _per_file(manifest, segments, everything, wrong, "I5", "next_token is not the document's next token")
     if reference is not None:
-        yield from _compare(segments, manifest, reference, order, is_last)
+        yield from _compare_lengths(segments, manifest, reference)
+        yield from _compare_shared(segments, manifest, reference)
+
+
+def _number_keys(*keys: np.ndarray) -> Int64s:
+    """A number for each tuple of keys, int64[n]: equal for equal tuples, and rising with them from 0."""
+    order = np.lexsort(keys[::-1])
+    changes = np.zeros(len(order), np.bool_)
+    for key in keys:
+        changes[1:] |= key[order][1:] != key[order][:-1]
+    numbers = np.empty(len(order), np.int64)
+    numbers[order] = np.cumsum(changes)
+    return numbers
+
+
+def _ranks(group: Int64s, value: np.ndarray) -> tuple[Int64s, Int64s]:
+    """The order by group and value, and each element's rank in its group by that order, from 0."""
+    order = np.lexsort((value, group))
+    first = np.concatenate([[0], np.cumsum(np.bincount(group))])
+    rank = np.empty(len(order), np.int64)
+    rank[order] = np.arange(len(order)) - first[group[order]]
+    return order, rank
 
 
 def _per_file(
@@ -377,9 +470,17 @@ def _per_file(
         yield Violation(invariant, name, int(segments.row[here].min()), len(here), detail)
 
 
-def _compare(
-    segments: _Segments, manifest: Mapping[str, Any], reference: _Reference, order: Int64s, is_last: Bools
-) -> Iterator[Violation]:
+def _kept(store: TokenStore, manifest: Mapping[str, Any]) -> Int64s:
+    """The tokens of every document that its overflow policy leaves, int64[documents]."""
+    lengths, capacity = store.lengths, manifest["pack"]["capacity"]
+    if manifest["drops"]["policy"] == "truncate":
+        return np.minimum(lengths, capacity)
+    if manifest["drops"]["policy"] == "drop":
+        return np.where(lengths > capacity, 0, lengths)
+    return lengths
+
+
+def _compare_lengths(segments: _Segments, manifest: Mapping[str, Any], reference: _Reference) -> Iterator[Violation]:
     """I4 against the documents themselves: each is packed to the end that the overflow policy leaves it."""
     store = reference.store
     item, known = reference.find(segments.doc_id)
@@ -387,21 +488,64 @@ def _compare(
     yield from _per_file(manifest, segments, everything, ~known, "I4", "a document is not in the tokens folder")
     if not known.all():
         return
-    kept = store.lengths
-    too_long = kept > manifest["pack"]["capacity"]
-    if manifest["drops"]["policy"] == "truncate":
-        kept = np.minimum(kept, manifest["pack"]["capacity"])
-    elif manifest["drops"]["policy"] == "drop":
-        kept = np.where(too_long, 0, kept)
-    wrong = segments.stop[order] != kept[item[order]]
+    kept = _kept(store, manifest)
+    order = np.lexsort((segments.start, segments.doc_id))
+    doc_id = segments.doc_id[order]
+    is_last = np.concatenate([doc_id[1:] != doc_id[:-1], [True]])
+    wrong = is_last & (segments.stop[order] != kept[item[order]]) & ~reference.is_shared(doc_id)
     detail = "a document does not end where the tokens folder and the overflow policy say"
-    yield from _per_file(manifest, segments, order, wrong & is_last, "I4", detail)
+    yield from _per_file(manifest, segments, order, wrong, "I4", detail)
     packed = np.zeros(store.documents, np.bool_)
     packed[item] = True
-    lost = np.flatnonzero(~packed & (kept > 0))
+    lost = np.flatnonzero(~packed & (kept > 0) & ~reference.is_shared(store.doc_ids))
     if len(lost):
         detail = f"document {store.doc_ids[lost[0]]} is in no row and not in the drop record"
         yield Violation("I4", MANIFEST, None, len(lost), detail)
+
+
+def _compare_shared(segments: _Segments, manifest: Mapping[str, Any], reference: _Reference) -> Iterator[Violation]:
+    """I4 for ids of several documents: the segments are, as a bag, the pieces into which the policy cuts these."""
+    store, capacity = reference.store, manifest["pack"]["capacity"]
+    documents = np.flatnonzero(reference.is_shared(store.doc_ids))
+    kept = _kept(store, manifest)[documents]
+    pieces = -(-kept // capacity)
+    item, kept = np.repeat(documents, pieces), np.repeat(kept, pieces)
+    start = (np.arange(len(item)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * capacity
+    stop = np.minimum(start + capacity, kept)
+    has_flags = manifest["pack"].get(REPEAT_COLUMN, False) and store.has_repeats
+    flags = store.is_repeat_of(item) if has_flags else np.zeros(len(item), np.bool_)
+    expected = _digests(store.gather(item, start, stop), stop - start, flags)
+    found = np.flatnonzero(reference.is_shared(segments.doc_id))
+    key = _number_keys(
+        np.concatenate([store.doc_ids[item], segments.doc_id[found]]),
+        np.concatenate([start, segments.start[found]]),
+        np.concatenate([expected, segments.digest[found]]),
+    )
+    wanted, got = (np.bincount(part, minlength=len(key)) for part in (key[: len(item)], key[len(item) :]))
+    _, rank = _ranks(key[len(item) :], found)
+    wrong = rank >= wanted[key[len(item) :]]
+    detail = "a segment is not one of its repeated document's pieces, or one too many"
+    yield from _per_file(manifest, segments, found, wrong, "I4", detail)
+    missing = np.maximum(wanted - got, 0)
+    if missing.any():
+        document = store.doc_ids[item[np.argmax(missing[key[: len(item)]] > 0)]]
+        detail = f"a piece of the repeated document {document} is in no row and not in the drop record"
+        yield Violation("I4", MANIFEST, None, int(missing.sum()), detail)
+
+
+@njit(cache=True, nogil=True)
+def _digests(tokens: np.ndarray, lengths: Int64s, is_repeat: Bools) -> UInt64s:
+    """A 64-bit digest of each segment's tokens and flag; the segments lie one after the other in `tokens`."""
+    digests = np.empty(lengths.size, np.uint64)
+    place = 0
+    for segment in range(lengths.size):
+        digest = np.uint64(2 * lengths[segment] + is_repeat[segment])
+        for index in range(place, place + lengths[segment]):
+            digest = (digest ^ np.uint64(tokens[index])) * np.uint64(0x9E3779B97F4A7C15)
+            digest ^= digest >> np.uint64(29)
+        digests[segment] = digest
+        place += lengths[segment]
+    return digests
 
 
 def _check_totals(total: RowTotals, segments: _Segments, manifest: Mapping[str, Any]) -> Iterator[Violation]:
@@ -412,7 +556,12 @@ def _check_totals(total: RowTotals, segments: _Segments, manifest: Mapping[str, 
                 "totals", MANIFEST, None, 1, f"{name} is {manifest['totals'].get(name)}, the rows have {value}"
             )
     drops = manifest["drops"]
-    documents = len(np.unique(segments.doc_id))
+    ids, repeated = len(np.unique(segments.doc_id)), manifest["totals"].get("documents_repeated", 0)
+    heads = int(np.count_nonzero(segments.start == 0))
+    if repeated and heads - ids != repeated:  # without any, I4 names a second beginning
+        detail = f"documents_repeated is {repeated}, the rows have {heads} beginnings of {ids} documents"
+        yield Violation("totals", MANIFEST, None, 1, detail)
+    documents = ids + repeated
     accounted = {
         "tokens_in": total.tokens + drops["tokens"],
         "documents_in": documents + drops["documents"] + drops["documents_empty"],

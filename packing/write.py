@@ -15,7 +15,7 @@ import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.packing.pack_plan import PackPlan
-from seqmill.packing.schema import NO_NEXT, hash_rows, packed_schema
+from seqmill.packing.schema import NO_NEXT, REPEAT_COLUMN, hash_rows, packed_schema
 from seqmill.packing.tokens import TokenStore
 from seqmill.packing.totals import RowTotals
 from seqmill.storage import write_arrow
@@ -50,7 +50,7 @@ def write_rows(
         )
     if not 0 <= first_row <= last_row <= plan.rows:
         raise UserError(f"rows {first_row} to {last_row} are not in the plan, which has {plan.rows}; choose others")
-    schema = packed_schema(tokens.vocab_size, metadata)
+    schema = packed_schema(tokens.vocab_size, metadata, tokens.has_repeats)
     rows_per_batch = max(1, batch_tokens // plan.capacity)
     total = RowTotals()
 
@@ -103,6 +103,11 @@ def _pack(
         "source": _lists(segments, tokens.source_of(item)),
         "xxh3": hash_rows(input_ids, token_offsets, cu_seqlens, cu_offsets),
     }
+    repeat_tokens = None
+    if tokens.has_repeats:
+        is_repeat = tokens.is_repeat_of(item)
+        columns[REPEAT_COLUMN] = _lists(segments, is_repeat)
+        repeat_tokens = int(lengths[is_repeat].sum())
     counts = RowTotals(
         rows=last_row - first_row,
         tokens=int(ends[-1]),
@@ -112,6 +117,7 @@ def _pack(
         max_row_sum_sq=int(sum_sq.max()),
         min_seqlen=int(lengths.min()),
         max_seqlen=int(max_seqlen.max()),
+        repeat_tokens=repeat_tokens,
     )
     return pa.record_batch([pa.array(columns[name]) for name in schema.names], schema=schema), counts
 

@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -55,9 +56,16 @@ def token_table(
     )
 
 
-def write_tokens(folder: Path, documents: list[np.ndarray], vocab_size: int, files: int = 2) -> Corpus:
-    """A tokens folder of `files` files with several record batches each."""
-    doc_ids = [((number % 3) << 40) + 7 * number for number in range(len(documents))]
+def write_tokens(
+    folder: Path,
+    documents: list[np.ndarray],
+    vocab_size: int,
+    files: int = 2,
+    doc_ids: list[int] | None = None,
+    is_repeat: list[bool] | None = None,
+) -> Corpus:
+    """A tokens folder of `files` files with several record batches each; by default every document has its own id."""
+    doc_ids = doc_ids or [((number % 3) << 40) + 7 * number for number in range(len(documents))]
     sources = [SOURCES[number % 3] for number in range(len(documents))]
     folder.mkdir(parents=True)
     outputs = []
@@ -65,6 +73,8 @@ def write_tokens(folder: Path, documents: list[np.ndarray], vocab_size: int, fil
         chosen = [[column[i] for i in part] for column in (documents, doc_ids, sources)]
         table = token_table(*chosen)
         table = table if documents else table.slice(0, 0)
+        if is_repeat is not None:
+            table = table.append_column("is_repeat", pa.array([is_repeat[i] for i in part], pa.bool_()))
         name = f"part-{number:05d}.arrow"
         rows = write_arrow(folder / name, table.schema, table.to_batches(max_chunksize=3))
         outputs.append(OutputFile.of(folder, name, rows))
@@ -75,7 +85,7 @@ def write_tokens(folder: Path, documents: list[np.ndarray], vocab_size: int, fil
 
 @pytest.fixture
 def pack(tmp_path: Path) -> Callable[..., Packed]:
-    """`pack(lengths, capacity, ...)` writes documents of these lengths and packs them."""
+    """`pack(lengths, capacity, ...)` writes documents of these lengths, or `documents`, and packs them."""
     used = 0
 
     def build(
@@ -87,11 +97,13 @@ def pack(tmp_path: Path) -> Callable[..., Packed]:
         vocab_size: int = 50_000,
         batch_tokens: int = 64,
         seed: int = 0,
+        **tokens: Any,
     ) -> Packed:
         nonlocal used
         used += 1
         root = tmp_path / f"corpus-{used}"
-        corpus = write_tokens(root / "tokens", random_documents(lengths, vocab_size, seed), vocab_size)
+        documents = tokens.pop("documents", None) or random_documents(lengths, vocab_size, seed)
+        corpus = write_tokens(root / "tokens", documents, vocab_size, **tokens)
         store = TokenStore.open(corpus.folder)
         planned = plan(store.lengths, capacity, overflow, seed)
         folder = root / "packed"
