@@ -66,7 +66,7 @@ def _signatures(text: pa.Array) -> list[Row]:
     preset = PRESETS["fineweb"]
     permutations = preset.bands * preset.rows
     offsets, data = utf8_buffers(text)
-    family, tables = hash_family(permutations, 1), character_tables()
+    family, tables = hash_family(permutations, 1), character_tables(preset.normaliser)
     strings = text.to_pylist()
 
     def peer() -> None:
@@ -78,7 +78,7 @@ def _signatures(text: pa.Array) -> list[Row]:
 
     case = f"MinHash signatures, {permutations} permutations"
     return [
-        _rate(case, "seqmill", len(data), lambda: signatures(data, offsets, *tables, preset.ngram, *family)),
+        _rate(case, "seqmill", len(data), lambda: signatures(data, offsets, *tables, False, preset.ngram, *family)),
         _rate(case, f"datasketch {version('datasketch')}", len(data), peer),
     ]
 

@@ -49,6 +49,9 @@ def build_report(
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
+    if "dedup" in manifests:
+        names = ("expected_recall", "alarms", "overlap", "by_source", "verification")
+        report["dedup"] = {name: manifests["dedup"][name] for name in names}
     if trained is not None:
         per_token = tokens["totals"]["tokens"], tokens["totals"]["bytes"]
         report["train"] = {**trained, "bits_per_byte_last": round(bits_per_byte(trained["loss_last"], *per_token), 4)}
@@ -83,6 +86,9 @@ def print_report(report: Mapping[str, Any]) -> None:
 
     console = Console(soft_wrap=True, highlight=False)
     console.print(_funnel_table(report["funnel"]))
+    if dedup := report.get("dedup"):
+        curve = ", ".join(f"{similarity}: {share:.3f}" for similarity, share in dedup["expected_recall"].items())
+        console.print(f"near pairs      expected to be found, by Jaccard similarity: {curve}")
     packing = report["packing"]
     console.print(
         f"tokens          {report['tokens']:,} ({report['bytes_per_token']:.2f} bytes per token, "

@@ -75,7 +75,7 @@ def _prepare_data(
     documents = out / "documents"
     with clock.stage("ingest"):
         manifests["ingest"] = ingest(config.ingest, config.normalise, documents, executor, progress)
-    if config.dedup.exact or config.dedup.near:
+    if config.dedup.scope != "none" and (config.dedup.exact or config.dedup.near):
         with clock.stage("dedup"):
             manifests["dedup"] = dedup(documents, config.dedup, out / "dedup", executor, progress)
         documents = out / "dedup"

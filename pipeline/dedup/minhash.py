@@ -7,7 +7,7 @@ sets, and become candidates when all rows of one band agree: P = 1 - (1 - simila
 import numba
 import numpy as np
 
-from seqmill.pipeline.dedup.shingles import hash_shingles, hash_words, mix
+from seqmill.pipeline.dedup.shingles import BUFFER, mix, next_shingles, whole_shingle
 
 _LOW = np.uint64(0xFFFFFFFF)
 
@@ -27,12 +27,59 @@ def candidate_probability(similarity: float, bands: int, rows: int) -> float:
     return 1.0 - (1.0 - similarity**rows) ** bands
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _lower(row: np.ndarray, shingle: np.uint64, multipliers: np.ndarray, addends: np.ndarray) -> None:
+    """Let one shingle lower the minima of `row`."""
+    key = shingle & _LOW  # 32 bits: two products of 32 x 32 bits each, which vectorise
+    for p in range(len(row)):
+        row[p] = min(row[p], np.uint32((multipliers[p] * key + addends[p]) >> np.uint64(32)))
+
+
+@numba.njit(nogil=True, cache=True)
+def signature(
+    data: np.ndarray,
+    start: int,
+    stop: int,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    spaced: bool,
+    ngram: int,
+    multipliers: np.ndarray,
+    addends: np.ndarray,
+    units: np.ndarray,
+    block: np.ndarray,
+    row: np.ndarray,
+) -> int:
+    """Write the minima of the document data[start:stop] into `row` uint32[permutations], without keeping its shingles.
+
+    Returns:
+        how many shingles it has (with repeats). A document without one keeps the largest value in every row.
+    """
+    row[:] = np.uint32(_LOW)
+    mode = 1 if spaced else 0
+    while True:
+        at, carried, total = start, 0, 0
+        while at < stop:
+            count, at, carried = next_shingles(data, at, stop, kind, folded, mode, ngram, units, carried, block)
+            for s in range(count):
+                _lower(row, block[s], multipliers, addends)
+            total += count
+        if total or mode == 2:
+            break
+        mode = 2
+    if total == 0 and carried:
+        _lower(row, whole_shingle(units, carried), multipliers, addends)
+        total = 1
+    return total
+
+
 @numba.njit(nogil=True, cache=True)
 def signatures(
     data: np.ndarray,
     offsets: np.ndarray,
     kind: np.ndarray,
-    lower: np.ndarray,
+    folded: np.ndarray,
+    spaced: bool,
     ngram: int,
     multipliers: np.ndarray,
     addends: np.ndarray,
@@ -40,43 +87,57 @@ def signatures(
     """MinHash signatures of documents.
 
     Args:
-        data: uint8[...], UTF-8.
+        data: uint8[...], UTF-8 in NFC.
         offsets: int64[documents + 1] into `data`.
-        kind, lower: from `character_tables`.
-        ngram: words per shingle.
+        kind, folded: from `character_tables`.
+        spaced: units are characters, and white space between them counts.
+        ngram: units per shingle.
         multipliers, addends: from `hash_family`.
 
     Returns:
-        uint32[documents, permutations] minima, and int64[documents] shingles (with repeats); documents without a
-        shingle keep the largest value in every row.
+        uint32[documents, permutations] minima, and int64[documents] shingles (with repeats).
     """
     documents = len(offsets) - 1
-    permutations = len(multipliers)
-    longest = 0
+    units, block = np.empty(ngram + BUFFER, np.uint64), np.empty(ngram + BUFFER, np.uint64)
+    minima = np.empty((documents, len(multipliers)), np.uint32)
+    counts = np.empty(documents, np.int64)
     for d in range(documents):
-        longest = max(longest, offsets[d + 1] - offsets[d])
-    words = np.empty(longest + 1, np.uint64)
-    shingles = np.empty(longest + 1, np.uint64)
-    minima = np.full((documents, permutations), _LOW, np.uint32)
-    counts = np.zeros(documents, np.int64)
-    for d in range(documents):
-        count = hash_words(data, offsets[d], offsets[d + 1], kind, lower, words)
-        counts[d] = hash_shingles(words, count, ngram, shingles)
-        row = minima[d]
-        for s in range(counts[d]):
-            key = shingles[s] & _LOW  # 32 bits: two products of 32 x 32 bits each, which vectorise
-            for p in range(permutations):
-                row[p] = min(row[p], np.uint32((multipliers[p] * key + addends[p]) >> np.uint64(32)))
+        counts[d] = signature(
+            data, offsets[d], offsets[d + 1], kind, folded, spaced, ngram, multipliers, addends, units, block, minima[d]
+        )
     return minima, counts
 
 
 @numba.njit(nogil=True, cache=True)
-def band_keys(minima: np.ndarray, first: int, rows: int, salts: np.ndarray) -> np.ndarray:
-    """uint64[documents]: one hash of the `rows` signature rows from `first` on, with a salt per document."""
-    keys = np.empty(len(minima), np.uint64)
-    for d in range(len(minima)):
-        key = mix(salts[d] + np.uint64(first))
-        for p in range(first, first + rows):
-            key = mix(key ^ np.uint64(minima[d, p]))
-        keys[d] = key
-    return keys
+def band_keys(
+    data: np.ndarray,
+    offsets: np.ndarray,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    spaced: bool,
+    ngram: int,
+    multipliers: np.ndarray,
+    addends: np.ndarray,
+    bands: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """The keys of the bands of documents; arguments as for `signatures`, of which no more than one is in memory.
+
+    Returns:
+        uint64[documents, bands], equal where a band is equal, and int64[documents] shingles (with repeats).
+    """
+    documents = len(offsets) - 1
+    units, block = np.empty(ngram + BUFFER, np.uint64), np.empty(ngram + BUFFER, np.uint64)
+    row = np.empty(len(multipliers), np.uint32)
+    rows = len(multipliers) // bands
+    keys = np.empty((documents, bands), np.uint64)
+    counts = np.empty(documents, np.int64)
+    for d in range(documents):
+        counts[d] = signature(
+            data, offsets[d], offsets[d + 1], kind, folded, spaced, ngram, multipliers, addends, units, block, row
+        )
+        for b in range(bands):
+            key = mix(np.uint64(b))
+            for p in range(b * rows, (b + 1) * rows):
+                key = mix(key ^ np.uint64(row[p]))
+            keys[d, b] = key
+    return keys, counts

@@ -1,14 +1,18 @@
-"""From text to shingles: one pass over UTF-8 bytes that hashes words, and runs of n words, as it goes.
+"""From text to shingles: one pass over UTF-8 bytes that hashes units (words or characters), and runs of n units.
 
-A word is a maximal run of letters, marks, digits and underscores in lower case, or one character of a script written
-without spaces. A shingle is a run of `ngram` words; a document with fewer words has one shingle of all of them; a
-document without any word has none. Example with ngram 2: "The cat, the CAT!" -> the|cat, cat|the, the|cat.
+What a unit is, the tables of `characters` say. A shingle is a run of `ngram` units. A document with fewer units than
+that is cut into its characters instead, white space left out, and a document with fewer characters than that has one
+shingle of all of them. Example with ngram 2: "The cat, the CAT!" -> the|cat, cat|the, the|cat; "Cat!" -> c|a, a|t, t|!.
+
+Text streams through a buffer of units, so the memory does not grow with the length of a document.
 """
 
 import numba
 import numpy as np
 
-from seqmill.pipeline.dedup.characters import ALONE, SPACE, WORD
+from seqmill.pipeline.dedup.characters import ALONE, DIGIT, POINT, SKIP, SPACE, WORD, ZERO
+
+BUFFER = 4096  # units on their way from text to shingles
 
 # Odd 64-bit constants: the golden ratio, and the multipliers of the splitmix64 finaliser (Steele, Lea, Flood 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -40,73 +44,216 @@ def _decode(data: np.ndarray, at: int) -> tuple[np.int64, int]:
     return (first & 0x07) << 18 | middle << 12 | tail, at + 4
 
 
+@numba.njit(nogil=True, cache=True, inline="always")
+def _single(code: np.int64) -> np.uint64:
+    """The hash of a unit of one character."""
+    return mix((_WORD_SEED ^ np.uint64(code)) * _GOLDEN)
+
+
 @numba.njit(nogil=True, cache=True)
-def hash_words(data: np.ndarray, start: int, stop: int, kind: np.ndarray, lower: np.ndarray, words: np.ndarray) -> int:
-    """Write the hash of every word of data[start:stop] into `words` uint64[>= bytes]; returns how many there are."""
+def hash_words(
+    data: np.ndarray, start: int, stop: int, kind: np.ndarray, folded: np.ndarray, words: np.ndarray
+) -> tuple[int, int]:
+    """Write the hash of each word of data[start:stop] into `words` until it is full.
+
+    Returns:
+        how many there are, and the byte to go on from: `stop`, or just behind a word.
+    """
     count = 0
     word = _WORD_SEED
     inside = False
+    number = 0  # of the number being read: 0 none, 1 before its decimal point, 2 behind it
     at = start
-    while at < stop:
-        code, at = _decode(data, at)
+    while at < stop and count < len(words):
+        code, following = _decode(data, at)
         what = kind[code]
         if what == WORD:
-            word = (word ^ np.uint64(lower[code])) * _GOLDEN
+            word = (word ^ np.uint64(folded[code])) * _GOLDEN
             word ^= word >> np.uint64(29)
             inside = True
-            continue
-        if inside:
-            words[count] = mix(word)
-            count += 1
-            word = _WORD_SEED
-            inside = False
-        if what == ALONE:
-            words[count] = mix((_WORD_SEED ^ np.uint64(code)) * _GOLDEN)
-            count += 1
-    if inside:
+            number = 0
+        elif what == DIGIT:
+            if number == 0:
+                word = (word ^ np.uint64(ZERO)) * _GOLDEN
+                word ^= word >> np.uint64(29)
+                inside = True
+                number = 1
+        elif what == SKIP:
+            pass
+        elif what == POINT and number == 1 and following < stop and kind[_decode(data, following)[0]] == DIGIT:
+            number = 2
+        else:
+            number = 0
+            if inside:  # the word ends before this character, which is looked at again
+                words[count] = mix(word)
+                count += 1
+                word = _WORD_SEED
+                inside = False
+                if what == ALONE:
+                    continue
+            elif what == ALONE:
+                words[count] = _single(folded[code])
+                count += 1
+        at = following
+    if inside and at == stop:
         words[count] = mix(word)
         count += 1
-    return count
+    return count, at
 
 
 @numba.njit(nogil=True, cache=True)
-def hash_shingles(words: np.ndarray, count: int, ngram: int, shingles: np.ndarray) -> int:
-    """Write the hash of every run of `ngram` of the first `count` words into `shingles`; returns how many there are.
+def hash_characters(
+    data: np.ndarray,
+    start: int,
+    stop: int,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    spaces: bool,
+    inner: bool,
+    characters: np.ndarray,
+) -> tuple[int, int]:
+    """Write the hash of each character of data[start:stop] into `characters` until it is full.
 
-    The runs are a rolling polynomial in the word hashes modulo 2**64, mixed at the end, so a run costs one step.
+    Args:
+        spaces: a run of white space between two characters counts as one space; else it counts as nothing.
+        inner: characters came before `start`, so that white space at the start counts.
+
+    Returns:
+        how many there are, and the byte to go on from.
     """
-    if count == 0:
-        return 0
-    width = min(ngram, count)
-    leaving = np.uint64(1)  # golden ** width: the weight of the word that leaves the window
+    count = 0
+    pending = False
+    at = start
+    while at < stop and count + 1 < len(characters):
+        code, at = _decode(data, at)
+        what = kind[code]
+        if what == SPACE:
+            pending = spaces
+        elif what != SKIP:
+            if pending and (inner or count):
+                characters[count] = _single(np.int64(0x20))
+                count += 1
+            pending = False
+            characters[count] = _single(folded[code])
+            count += 1
+    if pending and at < stop:  # full after white space: the next call must see it again
+        at -= 1
+        while kind[_decode(data, at)[0]] != SPACE or (data[at] & 0xC0) == 0x80:
+            at -= 1
+    return count, at
+
+
+@numba.njit(nogil=True, cache=True)
+def next_shingles(
+    data: np.ndarray,
+    at: int,
+    stop: int,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    mode: int,
+    ngram: int,
+    units: np.ndarray,
+    carried: int,
+    shingles: np.ndarray,
+) -> tuple[int, int, int]:
+    """Hash the next shingles of a document.
+
+    The runs are a rolling polynomial in the unit hashes modulo 2**64, mixed at the end, so a run costs one step.
+
+    Args:
+        at, stop: bytes of the document not read yet.
+        mode: 0 words, 1 characters with spaces, 2 characters without.
+        units: uint64[ngram + BUFFER]; its first `carried` entries are the last units read before.
+        shingles: uint64[ngram + BUFFER], written.
+
+    Returns:
+        how many shingles were written, the next `at`, and the next `carried`.
+    """
+    if mode == 0:
+        fresh, at = hash_words(data, at, stop, kind, folded, units[carried:])
+    else:
+        fresh, at = hash_characters(data, at, stop, kind, folded, mode == 1, carried > 0, units[carried:])
+    count = carried + fresh
+    if count < ngram:
+        return 0, at, count
+    leaving = np.uint64(1)  # golden ** ngram: the weight of the unit that leaves the window
     rolling = np.uint64(0)
-    for k in range(width):
+    for k in range(ngram):
         leaving *= _GOLDEN
-        rolling = rolling * _GOLDEN + words[k]
+        rolling = rolling * _GOLDEN + units[k]
     shingles[0] = mix(rolling)
-    for k in range(width, count):
-        rolling = rolling * _GOLDEN + words[k] - words[k - width] * leaving
-        shingles[k - width + 1] = mix(rolling)
-    return count - width + 1
+    for k in range(ngram, count):
+        rolling = rolling * _GOLDEN + units[k] - units[k - ngram] * leaving
+        shingles[k - ngram + 1] = mix(rolling)
+    units[: ngram - 1] = units[count - ngram + 1 : count].copy()
+    return count - ngram + 1, at, ngram - 1
+
+
+@numba.njit(nogil=True, cache=True)
+def whole_shingle(units: np.ndarray, count: int) -> np.uint64:
+    """The one shingle of a document that is shorter than a shingle."""
+    rolling = np.uint64(0)
+    for k in range(count):
+        rolling = rolling * _GOLDEN + units[k]
+    return mix(rolling)
+
+
+@numba.njit(nogil=True, cache=True)
+def shingles_of(
+    data: np.ndarray,
+    start: int,
+    stop: int,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    spaced: bool,
+    ngram: int,
+    units: np.ndarray,
+    block: np.ndarray,
+    out: np.ndarray,
+) -> int:
+    """Write all shingles of one document into `out` uint64[>= bytes + 1]; returns how many (with repeats)."""
+    total = 0
+    mode = 1 if spaced else 0
+    while True:
+        at, carried, total = start, 0, 0
+        while at < stop:
+            count, at, carried = next_shingles(data, at, stop, kind, folded, mode, ngram, units, carried, block)
+            out[total : total + count] = block[:count]
+            total += count
+        if total or mode == 2:
+            break
+        mode = 2
+    if total == 0 and carried:
+        out[0] = whole_shingle(units, carried)
+        total = 1
+    return total
 
 
 @numba.njit(nogil=True, cache=True)
 def shingle_sets(
-    data: np.ndarray, offsets: np.ndarray, kind: np.ndarray, lower: np.ndarray, ngram: int
+    data: np.ndarray, offsets: np.ndarray, kind: np.ndarray, folded: np.ndarray, spaced: bool, ngram: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """The set of shingles of every document, sorted: offsets int64[documents + 1] into hashes uint64[...]."""
+    """The set of shingles of every document, sorted: offsets int64[documents + 1] into hashes uint64[...].
+
+    Args:
+        data: uint8[...], UTF-8 in NFC.
+        offsets: int64[documents + 1] into `data`.
+        kind, folded: from `character_tables`.
+        spaced: units are characters, and white space between them counts.
+        ngram: units per shingle.
+    """
     documents = len(offsets) - 1
     longest = 0
     for d in range(documents):
         longest = max(longest, offsets[d + 1] - offsets[d])
-    words = np.empty(longest + 1, np.uint64)
+    units = np.empty(ngram + BUFFER, np.uint64)
+    block = np.empty(ngram + BUFFER, np.uint64)
     shingles = np.empty(longest + 1, np.uint64)
-    hashes = np.empty(offsets[documents] - offsets[0], np.uint64)
+    hashes = np.empty(offsets[documents] - offsets[0] + documents, np.uint64)
     ends = np.zeros(documents + 1, np.int64)
     for d in range(documents):
-        count = hash_words(data, offsets[d], offsets[d + 1], kind, lower, words)
-        runs = hash_shingles(words, count, ngram, shingles)
-        distinct = np.unique(shingles[:runs])
+        count = shingles_of(data, offsets[d], offsets[d + 1], kind, folded, spaced, ngram, units, block, shingles)
+        distinct = np.unique(shingles[:count])
         ends[d + 1] = ends[d] + len(distinct)
         hashes[ends[d] : ends[d + 1]] = distinct
     return ends, hashes[: ends[documents]].copy()

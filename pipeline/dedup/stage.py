@@ -1,13 +1,14 @@
 """The dedup stage: exact and verified near duplicates removed, deterministically, unit by unit."""
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from seqmill.manifest import STATE_FOLDER, open_manifest, write_manifest
 from seqmill.pipeline.dedup import work
-from seqmill.pipeline.dedup.config import PRESETS, DedupConfig
+from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.execution import (
     Executor,
     Progress,
@@ -21,7 +22,9 @@ from seqmill.pipeline.execution import (
 )
 from seqmill.pipeline.funnel import add_counts, funnel_entry
 
-SHOWN_SIMILARITIES = (0.7, 0.8, 0.9)
+SHOWN_SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
+
+log = logging.getLogger("seqmill")
 
 
 def dedup(documents: Path, config: DedupConfig, out: Path, executor: Executor, progress: Progress) -> dict[str, Any]:
@@ -73,7 +76,8 @@ def _publish(out: Path, config: DedupConfig, kept: Sequence[Record], removed: Re
     entered = {unit: sum(total[unit] for total in totals.values()) for unit in ("documents", "bytes")}
     exact = funnel_entry("exact dedup", entered, {"exact": totals["exact"]})
     left = {"documents": exact["documents_out"], "bytes": exact["bytes_out"]}
-    preset = PRESETS[config.preset]
+    verification = dict(removed.stats)
+    overlap = _merge_overlap(verification.pop("overlap"))
     return write_manifest(
         out,
         "documents",
@@ -83,6 +87,35 @@ def _publish(out: Path, config: DedupConfig, kept: Sequence[Record], removed: Re
         funnel=[exact, funnel_entry("near dedup", left, {"near": totals["near"]})],
         totals=totals["kept"],
         by_source=sources,
-        verification=dict(removed.stats),
-        expected_recall={str(s): round(preset.recall(s), 4) for s in SHOWN_SIMILARITIES},
+        alarms=_alarms(sources, config.alarm_share),
+        overlap=overlap,
+        verification=verification,
+        expected_recall={str(s): round(config.recipe.recall(s), 4) for s in SHOWN_SIMILARITIES},
     )
+
+
+def _merge_overlap(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The matrix of sources: documents and bytes of `source` removed for a document of `kept_source`, in order."""
+    cells: dict[tuple[str, str], dict[str, int]] = {}
+    for row in rows:
+        add_counts(cells.setdefault((row["source"], row["kept_source"]), {}), row)
+    return [{"source": source, "kept_source": kept, **cells[source, kept]} for source, kept in sorted(cells)]
+
+
+def _alarms(sources: Mapping[str, Mapping[str, Mapping[str, int]]], most: float) -> list[dict[str, Any]]:
+    """The sources that lost more than the share `most` of their documents, each also logged as a warning."""
+    alarms = []
+    for source, reasons in sorted(sources.items()):
+        entered = sum(count["documents"] for count in reasons.values())
+        share = 1 - reasons.get("kept", {"documents": 0})["documents"] / entered
+        if share > most:
+            alarms.append({"source": source, "documents": entered, "removed_share": round(share, 6)})
+            log.warning(
+                "source %r lost %.1f %% of its %d documents, more than dedup.alarm_share = %s; look at "
+                "removed.parquet, or narrow dedup.scope",
+                source,
+                100 * share,
+                entered,
+                most,
+            )
+    return alarms

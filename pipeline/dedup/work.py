@@ -1,6 +1,6 @@
 """The work units of the dedup stage: each reads files and writes files, and knows nothing of the others.
 
-sketch    documents part          -> exact keys and MinHash signatures          (one unit a part)
+sketch    documents part          -> exact keys and MinHash band keys           (one unit a part)
 cluster   all sketches            -> exact removals, candidate clusters          (one unit)
 shingle   documents part, clusters -> shingle sets of the candidates             (one unit a part)
 verify    clusters, shingle sets  -> removed.parquet                             (one unit)
@@ -26,8 +26,8 @@ from seqmill.pipeline.dedup.clusters import (
     survivor_rank,
     verified_leaders,
 )
-from seqmill.pipeline.dedup.config import PRESETS, DedupConfig
-from seqmill.pipeline.dedup.minhash import band_keys, hash_family, signatures
+from seqmill.pipeline.dedup.config import DedupConfig
+from seqmill.pipeline.dedup.minhash import band_keys, hash_family
 from seqmill.pipeline.dedup.shingles import collapse_white_space, shingle_sets
 from seqmill.pipeline.documents import document_batches, utf8_buffers
 from seqmill.pipeline.execution import UnitResult
@@ -56,32 +56,32 @@ def config_of(payload: Mapping[str, Any]) -> DedupConfig:
 
 
 def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
-    """Exact keys and signatures of one documents part."""
+    """Exact keys and band keys of one documents part."""
     config = config_of(payload)
-    preset = PRESETS[config.preset]
-    multipliers, addends = hash_family(preset.bands * preset.rows, config.seed)
-    kind, lower = character_tables()
-    width = len(multipliers) if config.near else 0
+    recipe = config.recipe
+    family = hash_family(recipe.bands * recipe.rows, config.seed)
+    tables = character_tables(recipe.normaliser)
+    width = recipe.bands if config.near else 0
     schema = with_metadata(_sketch_schema(width), "sketches", config=dict(payload["config"]))
 
     def sketches() -> Any:
         for batch in document_batches(Path(payload["documents"]["path"])):
             text = batch.column("text")
-            high, low = _exact_keys(text, kind)
-            offsets, data = utf8_buffers(text)
+            offsets, data = _nfc(text)
+            high, low = _exact_keys(offsets, data)
             if config.near:
-                minima, shingles = signatures(data, offsets, kind, lower, preset.ngram, multipliers, addends)
+                keys, shingles = band_keys(data, offsets, *tables, recipe.spaced, recipe.ngram, *family, recipe.bands)
             else:
-                minima, shingles = np.empty((len(text), 0), np.uint32), np.zeros(len(text), np.int64)
+                keys, shingles = np.empty((len(text), 0), np.uint64), np.zeros(len(text), np.int64)
             columns = [
                 batch.column("doc_id"),
                 batch.column("id"),
                 batch.column("source"),
-                pa.array(np.diff(offsets).astype(np.uint64)),
+                pc.binary_length(text).cast(pa.uint64()),
                 pa.array(high),
                 pa.array(low),
                 pa.array(shingles),
-                pa.FixedSizeListArray.from_arrays(pa.array(minima.reshape(-1)), width) if width else None,
+                pa.FixedSizeListArray.from_arrays(pa.array(keys.reshape(-1)), width) if width else None,
             ]
             yield pa.record_batch([column for column in columns if column is not None], schema=schema)
 
@@ -100,16 +100,23 @@ def _sketch_schema(width: int) -> pa.Schema:
         "shingles": pa.int64(),
     }
     if width:
-        fields["minima"] = pa.list_(pa.uint32(), width)
+        fields["keys"] = pa.list_(pa.uint64(), width)
     return pa.schema(fields)
 
 
-def _exact_keys(text: pa.Array, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The halves of the xxh3-128 of every document in NFC, with white space collapsed."""
-    offsets, data = utf8_buffers(pc.utf8_normalize(text, form="NFC"))
-    ends, collapsed = collapse_white_space(data, offsets, kind)
+def _nfc(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and UTF-8 bytes of the documents in NFC; ASCII is in NFC as it is."""
+    offsets, data = utf8_buffers(text)
+    if len(data) and data.max() < 0x80:
+        return offsets, data
+    return utf8_buffers(pc.utf8_normalize(text, form="NFC"))
+
+
+def _exact_keys(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of the xxh3-128 of every document, with white space collapsed."""
+    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
     view = memoryview(collapsed)
-    digests = b"".join(xxhash.xxh3_128_digest(view[ends[d] : ends[d + 1]]) for d in range(len(text)))
+    digests = b"".join(xxhash.xxh3_128_digest(view[ends[d] : ends[d + 1]]) for d in range(len(ends) - 1))
     halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
     return halves[:, 0].copy(), halves[:, 1].copy()
 
@@ -125,7 +132,7 @@ def cluster(payload: Mapping[str, Any], out: Path) -> UnitResult:
     num_bytes = table["num_bytes"].to_numpy()
     priority = _priorities(table["source"], config.source_priority)
     rank = survivor_rank(priority, num_bytes)
-    salts = _scope_salts(table["source"], config.scope)
+    salts = _scope_salts(table["source"], config)
     exact = Removals(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0, np.float32))
     if config.exact:
         exact = exact_removals(table["exact_high"].to_numpy() ^ salts, table["exact_low"].to_numpy(), rank)
@@ -143,11 +150,14 @@ def cluster(payload: Mapping[str, Any], out: Path) -> UnitResult:
         {
             "doc_id": table["doc_id"].take(members),
             "id": table["id"].take(members),
+            "source": table["source"].take(members),
+            "num_bytes": table["num_bytes"].take(members),
             "cluster": pa.array(roots[members]),
             "rank": pa.array(rank[members]),
             "candidate": pa.array(is_candidate[members]),
             "exact_kept_doc_id": _optional_take(table["doc_id"], exact_kept[members]),
             "exact_kept_id": _optional_take(table["id"], exact_kept[members]),
+            "exact_kept_source": _optional_take(table["source"], exact_kept[members]),
         }
     )
     schema = with_metadata(clusters.schema, "clusters")
@@ -161,22 +171,22 @@ def _priorities(sources: pa.ChunkedArray, best_first: Sequence[str]) -> np.ndarr
     return pc.fill_null(found, len(best_first)).to_numpy().astype(np.int64)
 
 
-def _scope_salts(sources: pa.ChunkedArray, scope: str) -> np.ndarray:
-    """uint64[documents]: equal for documents that may be duplicates of each other, by their source or all of them."""
-    if scope == "global":
+def _scope_salts(sources: pa.ChunkedArray, config: DedupConfig) -> np.ndarray:
+    """uint64[documents]: equal for documents that may be duplicates of each other. A source in no group is one."""
+    if config.scope == "global":
         return np.zeros(len(sources), np.uint64)
+    group_of = {source: f"group {group}" for group, members in config.groups.items() for source in members}
     encoded = sources.combine_chunks().dictionary_encode()
-    names = np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in encoded.dictionary.to_pylist()], np.uint64)
-    return names[encoded.indices.to_numpy()]
+    names = [group_of.get(name, f"source {name}") for name in encoded.dictionary.to_pylist()]
+    return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)[encoded.indices.to_numpy()]
 
 
 def _candidate_roots(table: pa.Table, documents: np.ndarray, salts: np.ndarray, config: DedupConfig) -> np.ndarray:
     """int64[all documents]: the smallest position among the documents connected by equal bands; itself if none is."""
-    preset = PRESETS[config.preset]
-    minima = table["minima"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)[documents]
+    all_keys = table["keys"].combine_chunks().flatten().to_numpy().reshape(len(table), -1)
     parent = np.arange(len(documents))
-    for band in range(preset.bands):
-        keys = band_keys(minima, band * preset.rows, preset.rows, salts[documents])
+    for band in range(config.recipe.bands):
+        keys = all_keys[documents, band] ^ salts[documents]
         join_equal_keys(keys, np.argsort(keys, kind="stable"), parent)
     roots = np.arange(len(table))
     roots[documents] = documents[all_roots(parent)]
@@ -191,7 +201,8 @@ def _optional_take(column: pa.ChunkedArray, indices: np.ndarray) -> pa.ChunkedAr
 def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Shingle sets of the candidates of one documents part."""
     config = config_of(payload)
-    kind, lower = character_tables()
+    recipe = config.recipe
+    tables = character_tables(recipe.verifier)
     clusters = read_arrow(Path(payload["clusters"]["path"]))
     candidates = clusters.filter(clusters["candidate"])["doc_id"].combine_chunks()
     fields = {"doc_id": pa.uint64(), "shingles": pa.large_list(pa.uint64())}
@@ -200,8 +211,8 @@ def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
     def sets() -> Any:
         for batch in document_batches(Path(payload["documents"]["path"])):
             chosen = batch.filter(pc.is_in(batch.column("doc_id"), candidates))
-            offsets, data = utf8_buffers(chosen.column("text"))
-            ends, hashes = shingle_sets(data, offsets, kind, lower, PRESETS[config.preset].ngram)
+            offsets, data = _nfc(chosen.column("text"))
+            ends, hashes = shingle_sets(data, offsets, *tables, recipe.spaced, recipe.ngram)
             lists = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(hashes))
             yield pa.record_batch([chosen.column("doc_id"), lists], schema=schema)
 
@@ -245,7 +256,17 @@ def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
     with atomic_path(out / REMOVED) as temporary:
         pq.write_table(removed, temporary, compression="zstd")
     rejected = len(near) - len(gone) - len(np.unique(near["cluster"].to_numpy())) if len(near) else 0
-    return UnitResult({REMOVED: len(removed)}, {"candidates": len(near), "kept_after_verification": rejected})
+    overlap = _overlap(exact, exact["exact_kept_source"]) + _overlap(near.take(gone), near_kept["source"])
+    stats = {"candidates": len(near), "kept_after_verification": rejected, "overlap": overlap}
+    return UnitResult({REMOVED: len(removed)}, stats)
+
+
+def _overlap(removed: pa.Table, kept_source: pa.ChunkedArray) -> list[dict[str, Any]]:
+    """Removed documents and their bytes by the source they were in and the source of the document kept."""
+    pairs = pa.table({"source": removed["source"], "kept_source": kept_source, "bytes": removed["num_bytes"]})
+    totals = pairs.group_by(["source", "kept_source"]).aggregate([("bytes", "count"), ("bytes", "sum")])
+    names = {"bytes_count": "documents", "bytes_sum": "bytes"}
+    return [{names.get(key, key): value for key, value in row.items()} for row in totals.to_pylist()]
 
 
 def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:

@@ -81,9 +81,12 @@ def dedup(
     inputs: Inputs,
     out: Out,
     id_field: Annotated[str, typer.Option(help="Field with the user's id, for raw inputs.")] = "id",
-    preset: Annotated[str, typer.Option(help="Recipe for candidates.")] = "fineweb",
+    preset: Annotated[str, typer.Option(help="fineweb, slimpajama, lee, dclm or data-juicer.")] = "fineweb",
     threshold: Annotated[float, typer.Option(help="Jaccard similarity that removes a near duplicate.")] = 0.8,
-    scope: Annotated[str, typer.Option(help="global, or local: inside each source.")] = "global",
+    scope: Annotated[str, typer.Option(help="none, local (inside each source) or global.")] = "global",
+    bands: Annotated[int | None, typer.Option(help="Bands of the signature; default: the preset's.")] = None,
+    rows: Annotated[int | None, typer.Option(help="Rows of a band; default: the preset's.")] = None,
+    ngram: Annotated[int | None, typer.Option(help="Units of a shingle; default: the preset's.")] = None,
     executor: ExecutorName = "local",
     workers: Workers = None,
     address: Address = None,
@@ -94,7 +97,7 @@ def dedup(
     from seqmill.pipeline.dedup import DedupConfig
     from seqmill.pipeline.dedup import dedup as dedup_stage
 
-    config = DedupConfig(preset=preset, threshold=threshold, scope=scope)
+    config = DedupConfig(preset=preset, threshold=threshold, scope=scope, bands=bands, rows=rows, ngram=ngram)
     with stage_of("dedup", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs, id_field=id_field)
         stage.manifest = dedup_stage(documents, config, stage.out, stage.executor, stage.progress)

@@ -24,8 +24,16 @@ def words(text: str) -> list[str]:
     return found
 
 
+def fold(character: str) -> str:
+    if character != "_" and unicodedata.category(character)[0] not in "LMN":
+        return character
+    return "σ" if character in "ςΣ" else character.lower()[0]
+
+
 def shingles(text: str, ngram: int) -> list[tuple[str, ...]]:
     found = words(text)
+    if len(found) < ngram:
+        found = [fold(character) for character in text if not character.isspace()]
     if not found:
         return []
     width = min(ngram, len(found))
@@ -43,24 +51,33 @@ def mix(x: int) -> int:
     return x ^ (x >> 31)
 
 
-def hash_word(word: str) -> int:
+def hash_word(word: str, alone: bool) -> int:
     value = 0x243F6A8885A308D3
     for character in word:
         value = ((value ^ ord(character)) * 0x9E3779B97F4A7C15) & MASK
-        if not (len(word) == 1 and any(first <= ord(character) <= last for first, last in UNSPACED_BLOCKS)):
+        if not alone:
             value ^= value >> 29
     return mix(value)
 
 
-def hash_shingle(shingle: tuple[str, ...]) -> int:
+def is_unspaced(word: str) -> bool:
+    return len(word) == 1 and any(first <= ord(word) <= last for first, last in UNSPACED_BLOCKS)
+
+
+def hash_shingle(shingle: tuple[str, ...], characters: bool) -> int:
     value = 0
     for word in shingle:
-        value = (value * 0x9E3779B97F4A7C15 + hash_word(word)) & MASK
+        value = (value * 0x9E3779B97F4A7C15 + hash_word(word, characters or is_unspaced(word))) & MASK
     return mix(value)
 
 
+def shingle_hashes(text: str, ngram: int) -> list[int]:
+    characters = len(words(text)) < ngram
+    return [hash_shingle(shingle, characters) for shingle in shingles(text, ngram)]
+
+
 def signature(text: str, ngram: int, multipliers: list[int], addends: list[int]) -> list[int]:
-    keys = [hash_shingle(shingle) & 0xFFFFFFFF for shingle in shingles(text, ngram)]
+    keys = [key & 0xFFFFFFFF for key in shingle_hashes(text, ngram)]
     return [
         min((((a * key + b) & MASK) >> 32 for key in keys), default=0xFFFFFFFF)
         for a, b in zip(multipliers, addends, strict=True)
