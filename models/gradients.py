@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from seqmill.models.attention import HALF_TYPES, Segments
-from seqmill.models.loss import cross_entropy_sum
+from seqmill.models.loss import IGNORED, cross_entropy_parts
 from seqmill.models.transformer import Model
 
 
@@ -26,6 +26,15 @@ class MicroBatch:
     position_ids_T: Tensor  # int64, the place of each token in its document
     targets_T: Tensor  # int64, loss.IGNORED where there is none
     segments: Segments
+    is_repeat_T: Tensor | None  # bool, where the rows tell which documents are repeats
+
+
+@dataclass(frozen=True)
+class RepeatLoss:
+    """The loss of an update's repeated documents, and of the others."""
+
+    sums: Tensor  # float32[2] on the device, nats summed over the targets: others, repeats
+    targets: tuple[int, int]  # of the others, of the repeats
 
 
 def split_batch(batch: Mapping[str, Any], most_tokens: int, device: torch.device) -> Iterator[MicroBatch]:
@@ -41,8 +50,13 @@ def split_batch(batch: Mapping[str, Any], most_tokens: int, device: torch.device
         input_ids_T, position_ids_T, targets_T = (
             batch[key][tokens].to(device, non_blocking=True) for key in ("input_ids", "position_ids", "targets")
         )
-        yield MicroBatch(input_ids_T, position_ids_T, targets_T, Segments.of(lengths, device))
+        is_repeat_T = _flag_tokens(batch["is_repeat"][first:last], lengths, device) if "is_repeat" in batch else None
+        yield MicroBatch(input_ids_T, position_ids_T, targets_T, Segments.of(lengths, device), is_repeat_T)
         first = last
+
+
+def _flag_tokens(is_repeat: Tensor, lengths: list[int], device: torch.device) -> Tensor:
+    return is_repeat.repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
 
 
 def accumulate_gradients(
@@ -52,18 +66,31 @@ def accumulate_gradients(
     dtype: torch.dtype,
     backend: str,
     micro_batch_tokens: int,
-) -> Tensor:
+) -> tuple[Tensor, RepeatLoss | None]:
     """Add the gradient of a batch's loss to the parameters' `grad`.
 
     Returns:
         The loss, a scalar on `device`: summed over this batch's targets, divided by the whole update's count of them.
+        Where the rows tell repeats apart, what they and the others have of it.
     """
     count = max(1, int(batch["global_loss_tokens"]))  # rows without any target give loss 0
     total = torch.zeros((), device=device)
+    sums = torch.zeros(2, device=device)
     for part in split_batch(batch, micro_batch_tokens, device):
         with torch.autocast(device.type, dtype) if dtype in HALF_TYPES else contextlib.nullcontext():
             hidden_TD = model(part.input_ids_T, part.position_ids_T, part.segments, backend).to(dtype)
-            loss = cross_entropy_sum(hidden_TD, model.head_weight, part.targets_T, model.config.vocab_size) / count
+            summed, parts = cross_entropy_parts(
+                hidden_TD, model.head_weight, part.targets_T, model.config.vocab_size, part.is_repeat_T
+            )
+            loss = summed / count
         loss.backward()
         total += loss.detach()
-    return total
+        sums += parts
+    return total, RepeatLoss(sums, _count_targets(batch)) if "is_repeat" in batch else None
+
+
+def _count_targets(batch: Mapping[str, Any]) -> tuple[int, int]:
+    """(targets outside repeats, targets in repeats) of a batch."""
+    of_repeat = batch["is_repeat"].repeat_interleave(batch["cu_seqlens"].diff())
+    counted = batch["targets"] != IGNORED
+    return int((counted & ~of_repeat).sum()), int((counted & of_repeat).sum())

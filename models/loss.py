@@ -28,21 +28,49 @@ def cross_entropy_sum(
         vocab_size: rows of `weight_VD` from here on are padding and get probability zero.
         chunk_tokens: tokens per chunk; by default as many as `CHUNK_LOGITS` allows.
     """
+    return cross_entropy_parts(hidden_TD, weight_VD, targets_T, vocab_size, None, chunk_tokens)[0]
+
+
+def cross_entropy_parts(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    vocab_size: int,
+    part_T: Tensor | None,
+    chunk_tokens: int | None = None,
+) -> tuple[Tensor, Tensor]:
+    """`cross_entropy_sum`, bit for bit, and what it is the sum of, for reading alone: no gradient flows through it.
+
+    Args:
+        part_T: bool, the part of each token; None for one part.
+
+    Returns:
+        The sum, and the sums over the tokens that are not in the part and over those that are: float32[2].
+    """
     chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS[hidden_TD.device.type] // weight_VD.shape[0])
-    loss: Tensor = _CrossEntropySum.apply(hidden_TD, weight_VD, targets_T, vocab_size, chunk_tokens)
-    return loss
+    found: tuple[Tensor, Tensor] = _CrossEntropySum.apply(
+        hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens
+    )
+    return found
 
 
 class _CrossEntropySum(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, hidden_TD: Tensor, weight_VD: Tensor, targets_T: Tensor, vocab_size: int, chunk_tokens: int
-    ) -> Tensor:
+        ctx: Any,
+        hidden_TD: Tensor,
+        weight_VD: Tensor,
+        targets_T: Tensor,
+        vocab_size: int,
+        part_T: Tensor | None,
+        chunk_tokens: int,
+    ) -> tuple[Tensor, Tensor]:
         wants_gradient = any(ctx.needs_input_grad)
         compute_VD = weight_VD.to(hidden_TD.dtype)
         grad_hidden_TD = torch.empty_like(hidden_TD) if wants_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_gradient else None
         loss = hidden_TD.new_zeros((), dtype=torch.float32)
+        parts = hidden_TD.new_zeros(2, dtype=torch.float32)
         for start in range(0, len(targets_T), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden_CD, targets_C = hidden_TD[chunk], targets_T[chunk, None]
@@ -51,7 +79,11 @@ class _CrossEntropySum(torch.autograd.Function):
             logits_CV = (hidden_CD @ compute_VD.T).float()
             logits_CV[:, vocab_size:] = -torch.inf
             normaliser_C = logits_CV.logsumexp(dim=1, keepdim=True)
-            loss += ((normaliser_C - logits_CV.gather(1, targets_C)) * counted_C).sum()
+            losses_C = (normaliser_C - logits_CV.gather(1, targets_C)) * counted_C
+            loss += losses_C.sum()
+            if part_T is not None:
+                in_part_C = part_T[chunk, None]
+                parts += torch.stack([(losses_C * ~in_part_C).sum(), (losses_C * in_part_C).sum()])
             if grad_hidden_TD is not None and grad_weight_VD is not None:
                 grad_CV = logits_CV.sub_(normaliser_C).exp_()
                 grad_CV.scatter_add_(1, targets_C, grad_CV.new_full((), -1.0).expand_as(targets_C))
@@ -59,10 +91,11 @@ class _CrossEntropySum(torch.autograd.Function):
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_TD[chunk])
                 grad_weight_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
-        return loss
+        ctx.mark_non_differentiable(parts)
+        return loss, parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        (grad_loss,) = grad_outputs
+        grad_loss, _ = grad_outputs
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None
+        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None, None

@@ -21,6 +21,20 @@ class StepRecord:
     grad_norm: float  # global, before clipping
 
 
+@dataclass(frozen=True)
+class RepeatStepRecord(StepRecord):
+    """One line of the log of a run on rows with a column is_repeat.
+
+    loss * (targets_repeat + targets_unique) == loss_repeat * targets_repeat + loss_unique * targets_unique, but for
+    rounding; `loss` is the mean over both.
+    """
+
+    loss_repeat: float | None  # nats per target in repeated documents; None where the update has none
+    loss_unique: float | None  # nats per target in all others
+    targets_repeat: int  # of this update
+    targets_unique: int
+
+
 def format_record(record: StepRecord) -> bytes:
     """`record` as a line of the log."""
     return json.dumps(asdict(record)).encode() + b"\n"

@@ -34,9 +34,9 @@ from seqmill.models.checkpoint import (
     save_checkpoint,
 )
 from seqmill.models.config import ModelConfig, preset_config
-from seqmill.models.gradients import accumulate_gradients
+from seqmill.models.gradients import RepeatLoss, accumulate_gradients
 from seqmill.models.optim import adamw, learning_rate, set_learning_rate
-from seqmill.models.runlog import LOG, StepRecord, cut_log, format_record
+from seqmill.models.runlog import LOG, RepeatStepRecord, StepRecord, cut_log, format_record
 from seqmill.models.train_config import MAY_CHANGE_ON_RESUME, TrainConfig
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json
@@ -219,7 +219,7 @@ def _train_on(
             step, batch = state.step + 1, next(batches)
             rate = learning_rate(step, config.steps, config.warmup, config.peak_learning_rate, config.min_lr_ratio)
             set_learning_rate(optimizer, rate)
-            loss, norm = _update(job, model, optimizer, batch, step)
+            loss, norm, repeats = _update(job, model, optimizer, batch, step)
             tokens = state.tokens + int(batch["global_loss_tokens"])
             state = TrainState(
                 step=step,
@@ -230,6 +230,8 @@ def _train_on(
                 identity=state.identity,
             )
             record = StepRecord(step, loss, tokens, time.perf_counter() - began, rate, norm)
+            if repeats:
+                record = RepeatStepRecord(**asdict(record), **_mean_losses(repeats))
             log.write(format_record(record))
             log.flush()
             if step % config.checkpoint_every == 0 or step == config.steps:
@@ -248,10 +250,14 @@ def _checkpoint(
 
 def _update(
     job: _Job, model: Model, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any], step: int
-) -> tuple[float, float]:
-    """One update of the weights; returns the loss in nats per target, and the gradient's norm before clipping."""
+) -> tuple[float, float, RepeatLoss | None]:
+    """One update of the weights.
+
+    Returns:
+        The loss in nats per target, the gradient's norm before clipping, and `accumulate_gradients`' loss of repeats.
+    """
     _check_ids(job, batch, step)
-    loss = accumulate_gradients(model, batch, job.device, job.dtype, job.backend, job.micro_batch_tokens)
+    loss, repeats = accumulate_gradients(model, batch, job.device, job.dtype, job.backend, job.micro_batch_tokens)
     norm = torch.nn.utils.clip_grad_norm_(model.parameters(), job.config.grad_clip)
     found = (loss.item(), norm.item())
     if not all(map(math.isfinite, found)):
@@ -262,7 +268,15 @@ def _update(
         )
     optimizer.step()
     optimizer.zero_grad(set_to_none=True)
-    return found
+    return *found, repeats
+
+
+def _mean_losses(loss: RepeatLoss) -> dict[str, Any]:
+    """The fields that a RepeatStepRecord has besides those of a StepRecord."""
+    entries: dict[str, Any] = {}
+    for name, total, count in zip(("unique", "repeat"), loss.sums.tolist(), loss.targets, strict=True):
+        entries |= {f"loss_{name}": total / count if count else None, f"targets_{name}": count}
+    return entries
 
 
 def _check_ids(job: _Job, batch: Mapping[str, Any], step: int) -> None:

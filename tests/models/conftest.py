@@ -41,10 +41,14 @@ def model(config: ModelConfig) -> Model:
 
 @pytest.fixture
 def pack_folder(tmp_path: Path) -> PackFolder:
-    """pack_folder(documents, capacity, vocab_size, name): the folder that `seqmill pack` would write."""
+    """pack_folder(documents, capacity, vocab_size, name, is_repeat): the folder that `seqmill pack` would write."""
 
     def build(
-        documents: Sequence[Sequence[int]], capacity: int = 64, vocab_size: int = 100, name: str = "packed"
+        documents: Sequence[Sequence[int]],
+        capacity: int = 64,
+        vocab_size: int = 100,
+        name: str = "packed",
+        is_repeat: Sequence[bool] | None = None,
     ) -> Path:
         from seqmill.packing.pack_plan import plan
         from seqmill.packing.tokens import TokenStore
@@ -59,6 +63,8 @@ def pack_folder(tmp_path: Path) -> PackFolder:
                 "source": ["test"] * len(documents),
             }
         )
+        if is_repeat is not None:
+            table = table.append_column("is_repeat", pa.array(is_repeat, pa.bool_()))
         store = TokenStore([table], {"vocab_size": vocab_size, "sources": ["test"]})
         packed = plan(store.lengths, capacity)
         folder = tmp_path / name

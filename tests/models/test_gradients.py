@@ -40,7 +40,7 @@ def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
     model: Model, batch: dict[str, Any]
 ) -> None:
     model.double()
-    loss = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 10**6)
+    loss, _ = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 10**6)
     found = gradients(model)
     expected = torch.zeros((), dtype=torch.float64)
     bounds = batch["cu_seqlens"].tolist()
@@ -60,9 +60,9 @@ def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
 def test_cutting_into_micro_batches_changes_nothing_but_rounding(
     model: Model, batch: dict[str, Any], micro_batch_tokens: int
 ) -> None:
-    whole = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 10**6)
+    whole, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 10**6)
     expected = gradients(model)
-    parts = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", micro_batch_tokens)
+    parts, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", micro_batch_tokens)
     torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
     assert_same_gradients(gradients(model), expected)
 
@@ -83,15 +83,15 @@ def test_a_document_longer_than_the_limit_goes_alone(batch: dict[str, Any]) -> N
 
 def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(model: Model, batch: dict[str, Any]) -> None:
     empty = {**batch, "targets": torch.full_like(batch["targets"], IGNORED), "global_loss_tokens": 0}
-    loss = accumulate_gradients(model, empty, CPU, torch.float32, "sdpa", 100)
+    loss, _ = accumulate_gradients(model, empty, CPU, torch.float32, "sdpa", 100)
     assert loss == 0
     assert all(not gradient.any() for gradient in gradients(model).values())
 
 
 def test_bfloat16_products_come_close_to_float32(model: Model, batch: dict[str, Any]) -> None:
-    exact = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 100)
+    exact, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 100)
     expected = gradients(model)
-    half = accumulate_gradients(model, batch, CPU, torch.bfloat16, "sdpa", 100)
+    half, _ = accumulate_gradients(model, batch, CPU, torch.bfloat16, "sdpa", 100)
     torch.testing.assert_close(half, exact, rtol=0.02, atol=0)
     assert half != exact
     found = gradients(model)
