@@ -51,47 +51,67 @@ def character_tables(normaliser: Normaliser = Normaliser()) -> tuple[np.ndarray,
     With unit "word", letters, marks, numbers and the underscore make words (marks too, so that Hindi words stay
     whole). Folding maps one code point to one: the final sigma to the ordinary one, the dotted capital I to i.
     """
-    kind = np.zeros(sys.maxunicode + 1, np.uint8)
-    folded = np.arange(sys.maxunicode + 1, dtype=np.int32)
-    if normaliser.unit != "word":
-        kind[:] = WORD if normaliser.unit == "run" else ALONE
-    for code in (*range(LAST_WITH_A_NAME), *range(0xE0100, 0xE01F0)):
-        character = chr(code)
-        if character.isspace():
-            kind[code] = SPACE
-            continue
-        if normaliser.unit == "word":
-            is_word = character == "_" or unicodedata.category(character)[0] in "LMN"
-            kind[code] = WORD if is_word else OTHER
-        elif normaliser.unit == "character" and code < 0x80 and not character.isalnum() and character.isprintable():
-            kind[code] = SKIP  # ASCII punctuation
-        if kind[code] in (WORD, ALONE):
-            folded[code] = _fold(character, normaliser)
-    folded[ord("ς")] = folded[ord("σ")] if normaliser.fold_case else ord("ς")
+    codes, category, space = _named_characters()
+    major = category.astype("U1")
+    kind = np.full(sys.maxunicode + 1, {"word": OTHER, "run": WORD, "character": ALONE}[normaliser.unit], np.uint8)
     if normaliser.unit == "word":
-        _mark_words(kind, normaliser)
+        kind[codes[np.isin(major, ["L", "M", "N"])]] = WORD
+        _mark_words(kind, codes, category, normaliser)
+    elif normaliser.unit == "character":
+        kind[codes[(codes < 0x80) & np.isin(major, ["P", "S"])]] = SKIP  # ASCII punctuation
+    kind[codes[space]] = SPACE
+    folded = np.arange(sys.maxunicode + 1, dtype=np.int32)
+    cased = codes[np.isin(major, ["L", "M", "N", "S"])]  # S: circled letters
+    if normaliser.fold_accents:
+        folded[cased] = [_without_accent(code) for code in cased.tolist()]
+    if normaliser.fold_case:
+        folded[cased] = [ord(chr(code).lower()[0]) for code in folded[cased].tolist()]
+        folded[ord("ς")] = ord("σ")
     return kind, folded
 
 
-def _fold(character: str, normaliser: Normaliser) -> int:
-    if normaliser.fold_accents:
-        bases = [one for one in unicodedata.normalize("NFD", character) if unicodedata.category(one) != "Mn"]
-        character = bases[0] if len(bases) == 1 else character
-    return ord(character.lower()[0]) if normaliser.fold_case else ord(character)
+@cache
+def composed_by_nfc() -> np.ndarray:
+    """bool[0x110000]: the code points that NFC may change or join with the one before: text without any is in NFC
+    (Unicode Standard Annex 15, section 9: the quick check, "no" and "maybe" taken together, marks besides)."""
+    codes, category, _ = _named_characters()
+    table = np.zeros(sys.maxunicode + 1, bool)
+    table[codes[category.astype("U1") == "M"]] = True
+    table[0x1100:0x1200] = True  # Hangul jamo
+    for code in codes.tolist():
+        if decomposed := unicodedata.decomposition(chr(code)):
+            if decomposed[0] == "<":
+                continue
+            parts = [int(part, 16) for part in decomposed.split()]
+            table[parts[1:]] = True
+            table[code] |= unicodedata.normalize("NFC", chr(code)) != chr(code)
+    return table
 
 
-def _mark_words(kind: np.ndarray, normaliser: Normaliser) -> None:
+@cache
+def _named_characters() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Code points int64[n] that may have a name, their general categories U2[n], and bool[n] whether white space."""
+    codes = np.array([*range(LAST_WITH_A_NAME), *range(0xE0100, 0xE01F0)])
+    characters = [chr(code) for code in codes.tolist()]
+    category = np.array([unicodedata.category(character) for character in characters])
+    return codes, category, np.array([character.isspace() for character in characters])
+
+
+def _without_accent(code: int) -> int:
+    """`code` without its non-spacing marks, if one code point is left then: é -> e."""
+    bases = [one for one in unicodedata.normalize("NFD", chr(code)) if unicodedata.category(one) != "Mn"]
+    return ord(bases[0]) if len(bases) == 1 else code
+
+
+def _mark_words(kind: np.ndarray, codes: np.ndarray, category: np.ndarray, normaliser: Normaliser) -> None:
     """The kinds that only words have: characters that stand alone, numbers, and what folding makes vanish."""
+    kind[ord("_")] = OTHER if normaliser.fold_underscore else WORD
     for first, last in UNSPACED_BLOCKS:
         block = kind[first : last + 1]
         block[block == WORD] = ALONE
-    if normaliser.fold_underscore:
-        kind[ord("_")] = OTHER
-    for code in (*range(LAST_WITH_A_NAME), *range(0xE0100, 0xE01F0)):
-        category = unicodedata.category(chr(code))
-        if normaliser.fold_accents and category == "Mn" and kind[code] == WORD:
-            kind[code] = SKIP
-        if normaliser.fold_numbers and category == "Nd" and kind[code] == WORD:
-            kind[code] = DIGIT
+    words = kind[codes] == WORD
+    if normaliser.fold_accents:
+        kind[codes[words & (category == "Mn")]] = SKIP
     if normaliser.fold_numbers:
+        kind[codes[words & (category == "Nd")]] = DIGIT
         kind[[ord("."), ord(",")]] = POINT

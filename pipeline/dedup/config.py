@@ -64,6 +64,7 @@ class DedupConfig:
     groups: Mapping[str, list[str]] = field(default_factory=dict)  # name -> sources compared with each other
     source_priority: tuple[str, ...] = ()  # sources whose documents survive against others, best first
     alarm_share: float = 0.5  # warn of a source that loses more than this share of its documents
+    memory_mb: int = 1024  # MiB that a unit plans with; no byte of the output depends on it
     seed: int = 1  # of the hash family
 
     def __post_init__(self) -> None:
@@ -75,6 +76,8 @@ class DedupConfig:
             raise UserError(f"dedup.seed = {self.seed}: 0 or more is needed")
         if not 0 < self.threshold <= 1:
             raise UserError(f"dedup.threshold = {self.threshold}: a Jaccard similarity lies above 0 and at most at 1")
+        if self.memory_mb < 1:
+            raise UserError(f"dedup.memory_mb = {self.memory_mb}: at least 1 is needed")
         if not 0 <= self.alarm_share <= 1:
             raise UserError(f"dedup.alarm_share = {self.alarm_share}: a share lies between 0 and 1")
         for name in ("ngram", "bands", "rows"):

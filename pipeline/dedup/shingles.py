@@ -260,6 +260,23 @@ def shingle_sets(
 
 
 @numba.njit(nogil=True, cache=True)
+def any_marked(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray) -> np.ndarray:
+    """bool[documents]: whether a document holds a code point of the table `marked` bool[0x110000]."""
+    found = np.zeros(len(offsets) - 1, np.bool_)
+    for d in range(len(found)):
+        at = offsets[d]
+        while at < offsets[d + 1]:
+            if data[at] < 0x80:
+                at += 1
+                continue
+            code, at = _decode(data, at)
+            if marked[code]:
+                found[d] = True
+                break
+    return found
+
+
+@numba.njit(nogil=True, cache=True)
 def collapse_white_space(data: np.ndarray, offsets: np.ndarray, kind: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Every document with runs of white space made one space and the ends stripped: the key of exact duplicates."""
     documents = len(offsets) - 1

@@ -4,11 +4,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqmill.pipeline.dedup.clusters import (
+    MOST_LEADERS,
     all_roots,
     exact_removals,
     jaccard,
-    join_equal_keys,
-    survivor_rank,
+    join_pairs,
+    star_edges,
     verified_leaders,
 )
 
@@ -21,22 +22,16 @@ def sorted_array(values: set[int]) -> np.ndarray:
     return np.array(sorted(values), np.uint64)
 
 
-def test_survivors_go_by_source_priority_then_length_then_id() -> None:
-    priority = np.array([1, 0, 0, 0])
-    num_bytes = np.array([99, 5, 7, 7], np.uint64)
-    assert survivor_rank(priority, num_bytes).tolist() == [3, 2, 0, 1]
-
-
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(0, 2)), max_size=20), st.randoms(use_true_random=False))
 def test_one_document_of_every_exact_key_is_kept_the_best_ranked(keys: list[tuple[int, int]], random: object) -> None:
     rank = list(range(len(keys)))
     random.shuffle(rank)  # type: ignore[attr-defined]
     high = np.array([key[0] for key in keys], np.uint64)
     low = np.array([key[1] for key in keys], np.uint64)
-    found = exact_removals(high, low, np.array(rank, np.int64))
+    removed, kept = exact_removals(high, low, np.array(rank, np.uint64), np.arange(len(keys)))
     best = {key: min((k for k in range(len(keys)) if keys[k] == key), key=lambda k: rank[k]) for key in keys}
     expected = [(k, best[key]) for k, key in enumerate(keys) if best[key] != k]
-    assert list(zip(found.removed.tolist(), found.kept.tolist(), strict=True)) == expected
+    assert list(zip(removed.tolist(), kept.tolist(), strict=True)) == expected
 
 
 @given(st.integers(1, 15), st.lists(st.lists(st.integers(0, 3), min_size=15, max_size=15), max_size=4))
@@ -45,7 +40,10 @@ def test_joined_documents_are_the_connected_components(documents: int, bands: li
     graph = networkx.empty_graph(documents)
     for band in bands:
         keys = np.array(band[:documents], np.uint64)
-        join_equal_keys(keys, np.argsort(keys, kind="stable"), parent)
+        first, other, largest = star_edges(keys, np.arange(documents), np.argsort(keys, kind="stable"))
+        assert largest == max(np.unique(keys, return_counts=True)[1])
+        assert len(first) == documents - len(np.unique(keys))
+        join_pairs(first, other, parent)
         graph.add_edges_from((a, b) for a in range(documents) for b in range(documents) if keys[a] == keys[b])
     expected = np.empty(documents, np.int64)
     for component in networkx.connected_components(graph):
@@ -65,7 +63,11 @@ def test_leaders_equal_the_oracle_in_every_cluster(clusters: list[list[set[int]]
     set_offsets = np.cumsum([0, *(len(member) for member in members)])
     shingles = np.concatenate([np.empty(0, np.uint64), *map(sorted_array, members)])
     cluster_offsets = np.cumsum([0, *(len(cluster) for cluster in clusters)])
-    leader, similarity = verified_leaders(cluster_offsets, set_offsets, shingles, threshold)
+    one_bucket = np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])[:, None]
+    leader, similarity, capped = verified_leaders(
+        cluster_offsets, one_bucket, len(clusters), set_offsets, shingles, threshold
+    )
+    assert capped == 0
     expected = [
         start + k
         for start, cluster in zip(cluster_offsets, clusters, strict=False)
@@ -81,5 +83,25 @@ def test_similarity_does_not_pass_on_through_a_removed_document() -> None:
     a, b, c = set(range(0, 10)), set(range(1, 11)), set(range(2, 12))  # a~b and b~c at 9/11, a~c at 8/12
     offsets = np.array([0, 10, 20, 30])
     shingles = np.concatenate([sorted_array(one) for one in (a, b, c)])
-    leader, _ = verified_leaders(np.array([0, 3]), offsets, shingles, 0.8)
+    leader, _, _ = verified_leaders(np.array([0, 3]), np.zeros((3, 1), np.int64), 1, offsets, shingles, 0.8)
     assert leader.tolist() == [0, 0, 2]
+
+
+def test_only_documents_that_share_a_bucket_are_compared_and_the_first_kept_one_wins() -> None:
+    same = np.tile(sorted_array(set(range(10))), 4)
+    bucket = np.array([[0, 3], [1, 4], [1, 3], [2, 5]])  # 2 meets 1 in a band before it meets 0 in another
+    leader, _, _ = verified_leaders(np.array([0, 4]), bucket, 6, np.arange(0, 50, 10), same, 0.8)
+    assert leader.tolist() == [0, 1, 0, 3]
+
+
+def test_a_bucket_of_many_different_documents_is_compared_with_its_first_leaders_only() -> None:
+    documents = 100_000
+    shingles = np.arange(documents, dtype=np.uint64)
+    shingles[-1] = 5  # equal to a leader that is compared
+    shingles[-2] = MOST_LEADERS + 5  # equal to one that is not
+    bucket = np.zeros((documents, 1), np.int64)
+    offsets = np.arange(documents + 1)
+    leader, _, capped = verified_leaders(np.array([0, documents]), bucket, 1, offsets, shingles, 0.8)
+    assert np.flatnonzero(leader != offsets[:-1]).tolist() == [documents - 1]
+    assert leader[-1] == 5
+    assert capped == 1

@@ -1,4 +1,5 @@
 import random
+import unicodedata
 
 import numpy as np
 import pyarrow as pa
@@ -6,8 +7,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmill.pipeline.dedup.characters import UNITS, Normaliser, character_tables
+from seqmill.pipeline.dedup.characters import UNITS, Normaliser, character_tables, composed_by_nfc
 from seqmill.pipeline.dedup.shingles import collapse_white_space, shingle_sets
+from seqmill.pipeline.dedup.sketch import nfc
 from seqmill.pipeline.documents import utf8_buffers
 
 from . import oracle
@@ -112,3 +114,18 @@ def test_white_space_is_collapsed_as_split_and_join_do(texts: list[str]) -> None
     ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
     found = [collapsed[ends[d] : ends[d + 1]].tobytes().decode() for d in range(len(texts))]
     assert found == [" ".join(text.split()) for text in texts]
+
+
+@given(st.lists(st.text(), min_size=1, max_size=5))
+def test_texts_are_put_into_nfc_as_unicodedata_does(texts: list[str]) -> None:
+    offsets, data = nfc(pa.array(texts, pa.large_string()))
+    found = [data[offsets[d] : offsets[d + 1]].tobytes().decode() for d in range(len(texts))]
+    assert found == [unicodedata.normalize("NFC", text) for text in texts]
+
+
+def test_no_character_that_nfc_changes_is_taken_for_settled() -> None:
+    settled = np.flatnonzero(~composed_by_nfc()).tolist()
+    characters = [chr(code) for code in settled if not 0xD800 <= code < 0xE000]
+    assert all(unicodedata.is_normalized("NFC", character) for character in characters)
+    for before in ("a", "\u1100", "\uac00", "\u0b47"):  # letters that take marks, jamo and vowel signs
+        assert all(unicodedata.is_normalized("NFC", before + character) for character in characters)

@@ -1,0 +1,95 @@
+"""The units that find duplicates: equal texts and equal bands, a range of keys at a time, then clusters of all."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seqmill.pipeline.dedup.clusters import all_roots, exact_removals, join_pairs, star_edges
+from seqmill.pipeline.dedup.exchange import KeyRange, read_range
+from seqmill.pipeline.execution import UnitResult
+from seqmill.storage import read_arrow, write_arrow
+
+EXACT_ROW_BYTES = 32  # of the rows that an `exact` unit sorts
+BAND_ROW_BYTES = 16
+CLUSTER_DOCUMENT_BYTES = 26  # of memory per document of the corpus in `cluster`: parent, root, size and flags
+SHARE_OF_MEMORY = 8  # shingle sets of one verify unit fit this often into the budget
+MOST_SHINGLES = 8_000_000  # of one verify unit, so that units can be worked on side by side; a cluster is never cut
+
+
+def exact(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Documents of equal text whose key lies in one range: which are removed, and for which."""
+    key_range = KeyRange(payload["range"], payload["ranges"])
+    rows = read_range(payload["files"], "high", key_range, ("high", "low", "rank"))
+    removed, kept = exact_removals(rows["high"], rows["low"], rows["rank"], rows["position"])
+    return _write(out, payload["name"], {"removed": removed, "kept": kept})
+
+
+def bucket(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Documents that share a band whose key lies in one range: an edge from each to the first of them."""
+    key_range = KeyRange(payload["range"], payload["ranges"])
+    rows = read_range(payload["files"], "key", key_range, ("key",))
+    gone = flags(payload["documents"], payload["exact"])
+    alive = ~gone[rows["position"]]
+    keys, positions = rows["key"][alive], rows["position"][alive]
+    first, other, largest = star_edges(keys, positions, np.argsort(keys, kind="stable"))
+    result = _write(out, payload["name"], {"first": first, "other": other})
+    return UnitResult(result.files, {"largest": int(largest)})
+
+
+def cluster(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Connected components of all edges, and which verify unit each goes to.
+
+    Writes one row per document of a component of two or more: its position, its cluster (the smallest position in it)
+    and its unit.
+    """
+    parent = np.arange(payload["documents"])
+    for file in payload["edges"]:
+        edges = read_arrow(Path(file["path"]))
+        for batch in edges.to_batches():
+            join_pairs(batch.column("first").to_numpy(), batch.column("other").to_numpy(), parent)
+    roots = all_roots(parent)
+    sizes = np.bincount(roots, minlength=len(roots))
+    members = np.flatnonzero(sizes[roots] > 1)
+    root = roots[members]
+    shingles = _shingle_counts(payload["sketches"], members)
+    limit = min(MOST_SHINGLES, payload["memory"] // (8 * SHARE_OF_MEMORY))
+    unit = _verify_units(root, shingles, limit)
+    result = _write(out, "clusters", {"position": members, "cluster": root, "unit": unit})
+    histogram = np.bincount(np.ceil(np.log2(sizes[sizes > 1])).astype(np.int64))
+    by_size = {str(2**power): int(count) for power, count in enumerate(histogram) if count}
+    stats = {"units": int(unit.max(initial=-1)) + 1, "candidates": len(members), "candidate_clusters_up_to": by_size}
+    return UnitResult(result.files, stats)
+
+
+def flags(documents: int, removals: Sequence[Mapping[str, Any]]) -> np.ndarray:
+    """bool[documents]: whether one of the files lists the document as removed."""
+    gone = np.zeros(documents, bool)
+    for file in removals:
+        gone[read_arrow(Path(file["path"]))["removed"].to_numpy()] = True
+    return gone
+
+
+def _shingle_counts(sketches: Sequence[Mapping[str, Any]], positions: np.ndarray) -> np.ndarray:
+    """int64[n]: the shingles of the documents at increasing `positions`."""
+    counts = np.empty(len(positions), np.int64)
+    for file in sketches:
+        column = read_arrow(Path(file["path"]))["shingles"].to_numpy()
+        low, high = np.searchsorted(positions, [file["first"], file["first"] + len(column)])
+        counts[low:high] = column[positions[low:high] - file["first"]]
+    return counts
+
+
+def _verify_units(root: np.ndarray, shingles: np.ndarray, limit: int) -> np.ndarray:
+    """int64[members]: clusters in the order of their roots, cut where their shingles pass a multiple of `limit`."""
+    names, inverse = np.unique(root, return_inverse=True)
+    weight = np.bincount(inverse, weights=shingles, minlength=len(names))
+    share = (np.cumsum(weight) - weight) // limit
+    return np.unique(share, return_inverse=True)[1][inverse].astype(np.int64)
+
+
+def _write(out: Path, name: str, columns: Mapping[str, np.ndarray]) -> UnitResult:
+    table = pa.table(dict(columns)).combine_chunks()
+    return UnitResult({f"{name}.arrow": write_arrow(out / f"{name}.arrow", table.schema, table.to_batches())})

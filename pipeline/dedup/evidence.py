@@ -1,0 +1,161 @@
+"""The units that act on what was found: removed.parquet, and every documents part without its removed documents."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+
+from seqmill.pipeline.dedup.exchange import look_up
+from seqmill.pipeline.documents import document_batches
+from seqmill.pipeline.execution import UnitResult
+from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
+
+REMOVED = "removed.parquet"
+REASONS = ("exact", "near")
+CLUSTER_COLUMNS = ("cluster_id", "cluster_size")
+REMOVED_SCHEMA = pa.schema(
+    {
+        "doc_id": pa.uint64(),
+        "id": pa.string(),
+        "reason": pa.string(),
+        "kept_doc_id": pa.uint64(),
+        "kept_id": pa.string(),
+        "similarity": pa.float32(),
+        "cluster_id": pa.uint64(),
+    }
+)
+
+
+def decide(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Bring all removals together: by position of the removed document, and followers by position of the leader.
+
+    The kept copy of an exact duplicate may itself be removed as a near one: its leader is then the leader of both.
+    """
+    removals = [_read_removals(payload["exact"], 0), _read_removals(payload["near"], 1)]
+    near_gone, near_kept = removals[1]["removed"], removals[1]["kept"]
+    order = np.argsort(near_gone)
+    near_gone, near_kept = near_gone[order], near_kept[order]
+    for table in removals:
+        table["leader"] = table["kept"].copy()
+        moved = np.isin(table["kept"], near_gone)
+        table["leader"][moved] = near_kept[np.searchsorted(near_gone, table["kept"][moved])]
+    columns = {name: np.concatenate([table[name] for table in removals]) for name in removals[0]}
+    order = np.argsort(columns["removed"])
+    table = pa.table({name: values[order] for name, values in columns.items()}).combine_chunks()
+    leaders, followers = np.unique(columns["leader"], return_counts=True)
+    sizes = pa.table({"leader": leaders, "followers": followers}).combine_chunks()
+    files = {
+        "removals.arrow": write_arrow(out / "removals.arrow", table.schema, table.to_batches()),
+        "sizes.arrow": write_arrow(out / "sizes.arrow", sizes.schema, sizes.to_batches()),
+    }
+    return UnitResult(files)
+
+
+def _read_removals(files: Sequence[Mapping[str, Any]], reason: int) -> dict[str, np.ndarray]:
+    tables = [read_arrow(Path(file["path"])) for file in files]
+    found = {
+        name: np.concatenate([np.empty(0, np.int64), *(table[name].to_numpy() for table in tables)]).astype(np.int64)
+        for name in ("removed", "kept")
+    }
+    rows = len(found["removed"])
+    similarity = np.ones(rows, np.float32)
+    if reason:
+        similarity = np.concatenate([np.empty(0, np.float32), *(table["similarity"].to_numpy() for table in tables)])
+    return {**found, "similarity": similarity, "reason": np.full(rows, reason, np.int8)}
+
+
+def evidence(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Write removed.parquet, a row group for each part that lost documents, in the order of doc_id."""
+    removals = read_arrow(Path(payload["removals"]["path"]))
+    positions = removals["removed"].to_numpy()
+    sketches = payload["sketches"]
+    overlap: dict[tuple[str, str], list[int]] = {}
+    with (
+        atomic_path(out / REMOVED) as temporary,
+        pq.ParquetWriter(temporary, REMOVED_SCHEMA, compression="zstd") as file,
+    ):
+        for part in sketches:
+            low, high = np.searchsorted(positions, [part["first"], part["first"] + part["rows"]])
+            if low == high:
+                continue
+            mine = removals.slice(low, high - low)
+            gone = look_up(mine["removed"].to_numpy(), sketches, ("doc_id", "id", "source", "num_bytes"))
+            kept = look_up(mine["kept"].to_numpy(), sketches, ("doc_id", "id", "source"))
+            leader = look_up(mine["leader"].to_numpy(), sketches, ("doc_id",))
+            reason = pa.array(REASONS).take(mine["reason"].combine_chunks())
+            columns = [gone["doc_id"], gone["id"], reason, kept["doc_id"], kept["id"], mine["similarity"]]
+            file.write_table(pa.table([*columns, leader["doc_id"]], schema=REMOVED_SCHEMA))
+            _add_overlap(overlap, gone["source"], kept["source"], gone["num_bytes"])
+    rows = [
+        {"source": source, "kept_source": kept_source, "documents": documents, "bytes": num_bytes}
+        for (source, kept_source), (documents, num_bytes) in sorted(overlap.items())
+    ]
+    return UnitResult({REMOVED: len(removals)}, {"overlap": rows})
+
+
+def _add_overlap(
+    overlap: dict[tuple[str, str], list[int]], source: pa.Array, kept_source: pa.Array, num_bytes: pa.Array
+) -> None:
+    """Add removed documents and their bytes to the cell of the source they were in and the source of the one kept."""
+    pairs = pa.table({"source": source, "kept_source": kept_source, "bytes": num_bytes})
+    for row in pairs.group_by(["source", "kept_source"]).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
+        cell = overlap.setdefault((row["source"], row["kept_source"]), [0, 0])
+        cell[0] += row["bytes_count"]
+        cell[1] += row["bytes_sum"]
+
+
+def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """One documents part without its removed documents, with cluster_id and cluster_size."""
+    first = payload["first"]
+    gone, reasons = _of_part(payload["removals"], "removed", "reason", first, payload["documents"]["rows"])
+    leaders, followers = _of_part(payload["sizes"], "leader", "followers", first, payload["documents"]["rows"])
+    source = Path(payload["documents"]["path"])
+    schema = pa.ipc.open_stream(pa.memory_map(str(source))).schema
+    passed_on = [name for name in schema.names if name not in CLUSTER_COLUMNS]  # those of an earlier dedup are replaced
+    schema = pa.schema([schema.field(name) for name in passed_on])
+    schema = schema.append(pa.field("cluster_id", pa.uint64())).append(pa.field("cluster_size", pa.uint32()))
+    schema = with_metadata(schema, "documents", config=dict(payload["config"]))
+    stats: dict[str, dict[str, dict[str, int]]] = {}
+
+    def kept_batches() -> Iterator[pa.RecordBatch]:
+        begin = first
+        for batch in document_batches(source):
+            reason = np.full(len(batch), len(REASONS), np.int8)
+            low, high = np.searchsorted(gone, [begin, begin + len(batch)])
+            reason[gone[low:high] - begin] = reasons[low:high]
+            size = np.ones(len(batch), np.uint32)
+            low, high = np.searchsorted(leaders, [begin, begin + len(batch)])
+            size[leaders[low:high] - begin] += followers[low:high].astype(np.uint32)
+            _count(stats, batch, pa.array((*REASONS, "kept")).take(pa.array(reason)))
+            is_kept = reason == len(REASONS)
+            kept = batch.select(passed_on).filter(pa.array(is_kept))
+            begin += len(batch)
+            yield pa.record_batch([*kept.columns, kept.column("doc_id"), pa.array(size[is_kept])], schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    rows = write_arrow(out / name, schema, kept_batches())
+    return UnitResult({name: rows}, {"sources": stats})
+
+
+def _of_part(file: Mapping[str, Any], key: str, value: str, first: int, rows: int) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of a file sorted by position that concern the documents first .. first + rows - 1."""
+    table = read_arrow(Path(file["path"]))
+    positions = table[key].to_numpy()
+    low, high = np.searchsorted(positions, [first, first + rows])
+    return positions[low:high], table[value].to_numpy()[low:high]
+
+
+def _count(stats: dict[str, dict[str, dict[str, int]]], batch: pa.RecordBatch, reasons: pa.Array) -> None:
+    """Add a batch to stats[source][reason] = {documents, bytes}."""
+    counted = pa.table(
+        {"source": batch.column("source"), "reason": reasons, "bytes": pc.binary_length(batch.column("text"))}
+    )
+    totals = counted.group_by(["source", "reason"]).aggregate([("bytes", "sum"), ("bytes", "count")])
+    for row in totals.to_pylist():
+        entry = stats.setdefault(row["source"], {}).setdefault(row["reason"], {"documents": 0, "bytes": 0})
+        entry["documents"] += row["bytes_count"]
+        entry["bytes"] += row["bytes_sum"]

@@ -1,0 +1,138 @@
+"""The sketch units: what the other documents parts need to know of one part, sorted by key so that any range of keys
+is one slice of a file.
+
+    PART.documents.arrow  doc_id, id, source, num_bytes, rank, shingles   one row per document, in order
+    PART.exact.arrow      high, low, row, rank                            one row per document, sorted by high
+    PART.bands.arrow      key, row                                        one row per band of a document, sorted by key
+"""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import xxhash
+
+from seqmill.pipeline.dedup.characters import character_tables, composed_by_nfc
+from seqmill.pipeline.dedup.config import DedupConfig
+from seqmill.pipeline.dedup.minhash import band_keys, hash_family
+from seqmill.pipeline.dedup.shingles import any_marked, collapse_white_space
+from seqmill.pipeline.documents import document_batches, utf8_buffers
+from seqmill.pipeline.execution import UnitResult
+from seqmill.storage import with_metadata, write_arrow
+
+DOCUMENTS, EXACT, BANDS = "documents", "exact", "bands"
+LONGEST = 2**48 - 1  # bytes: what a rank can tell apart
+
+DOCUMENT_FIELDS = {
+    "doc_id": pa.uint64(),
+    "id": pa.string(),
+    "source": pa.string(),
+    "num_bytes": pa.uint64(),
+    "rank": pa.uint64(),
+    "shingles": pa.int64(),
+}
+
+
+def config_of(payload: Mapping[str, Any]) -> DedupConfig:
+    """The stage's configuration as it travelled in a payload."""
+    settings = dict(payload["config"])
+    return DedupConfig(**{**settings, "source_priority": tuple(settings["source_priority"])})
+
+
+def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Exact keys, band keys and survivor ranks of one documents part."""
+    config, part = config_of(payload), payload["part"]
+    exact: dict[str, list[np.ndarray]] = {"high": [], "low": [], "rank": []}
+    keys: list[np.ndarray] = []
+    rows: list[np.ndarray] = []
+    schema = with_metadata(pa.schema(DOCUMENT_FIELDS), "sketches")
+
+    def documents() -> Iterator[pa.RecordBatch]:
+        first = 0
+        for batch in document_batches(Path(payload["documents"]["path"])):
+            offsets, data = nfc(batch.column("text"))
+            salts = scope_salts(batch.column("source"), config)
+            high, low = _exact_keys(offsets, data)
+            num_bytes = pc.binary_length(batch.column("text")).to_numpy().astype(np.uint64)
+            rank = _ranks(batch.column("source"), num_bytes, config)
+            shingles = np.zeros(len(batch), np.int64)
+            if config.near:
+                band, shingles = near_keys(offsets, data, salts, config)
+                has_any = np.flatnonzero(shingles > 0)
+                keys.append(band[has_any].reshape(-1))
+                rows.append(np.repeat(first + has_any, band.shape[1]).astype(np.uint32))
+            for name, values in (("high", high ^ salts), ("low", low), ("rank", rank)):
+                exact[name].append(values)
+            first += len(batch)
+            arrays = [*(batch.column(name) for name in ("doc_id", "id", "source")), num_bytes, rank, shingles]
+            yield pa.record_batch([pa.array(array) for array in arrays], schema=schema)
+
+    files = {f"{part}.{DOCUMENTS}.arrow": write_arrow(out / f"{part}.{DOCUMENTS}.arrow", schema, documents())}
+    whole = {name: _joined(arrays, np.uint64) for name, arrays in exact.items()}
+    whole["row"] = np.arange(len(whole["high"]), dtype=np.uint32)
+    files |= _write_sorted(out, f"{part}.{EXACT}.arrow", "high", whole)
+    files |= _write_sorted(
+        out, f"{part}.{BANDS}.arrow", "key", {"key": _joined(keys, np.uint64), "row": _joined(rows, np.uint32)}
+    )
+    return UnitResult(files)
+
+
+def near_keys(
+    offsets: np.ndarray, data: np.ndarray, salts: np.ndarray, config: DedupConfig
+) -> tuple[np.ndarray, np.ndarray]:
+    """Band keys uint64[documents, bands] that agree only inside a scope, and int64[documents] shingles."""
+    recipe = config.recipe
+    family = hash_family(recipe.bands * recipe.rows, config.seed)
+    tables = character_tables(recipe.normaliser)
+    keys, shingles = band_keys(data, offsets, *tables, recipe.spaced, recipe.ngram, *family, recipe.bands)
+    return keys ^ salts[:, None], shingles
+
+
+def nfc(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
+    """Offsets and UTF-8 bytes of the documents in NFC. Only those that may not be in it already are normalised."""
+    offsets, data = utf8_buffers(text)
+    doubtful = any_marked(data, offsets, composed_by_nfc())
+    if not doubtful.any():
+        return offsets, data
+    mask = pa.array(doubtful)
+    normal = pc.utf8_normalize(text.filter(mask), form="NFC")
+    return utf8_buffers(pc.replace_with_mask(text, mask, normal))
+
+
+def scope_salts(sources: pa.Array, config: DedupConfig) -> np.ndarray:
+    """uint64[documents]: equal for documents that may be duplicates of each other. A source in no group is one."""
+    if config.scope == "global" or not len(sources):
+        return np.zeros(len(sources), np.uint64)
+    group_of = {source: f"group {group}" for group, members in config.groups.items() for source in members}
+    encoded = sources.dictionary_encode()
+    names = [group_of.get(name, f"source {name}") for name in encoded.dictionary.to_pylist()]
+    return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)[encoded.indices.to_numpy()]
+
+
+def _exact_keys(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The halves of the xxh3-128 of every document, with white space collapsed."""
+    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
+    view = memoryview(collapsed)
+    digests = b"".join(xxhash.xxh3_128_digest(view[ends[d] : ends[d + 1]]) for d in range(len(ends) - 1))
+    halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)
+    return halves[:, 0].copy(), halves[:, 1].copy()
+
+
+def _ranks(sources: pa.Array, num_bytes: np.ndarray, config: DedupConfig) -> np.ndarray:
+    """uint64[documents]: the smaller survives; source priority first, then the longest. Ids break ties later."""
+    best_first = pa.array(list(config.source_priority), pa.string())
+    priority = pc.fill_null(pc.index_in(sources, best_first), len(best_first)).to_numpy().astype(np.uint64)
+    return priority << np.uint64(48) | (np.uint64(LONGEST) - np.minimum(num_bytes, np.uint64(LONGEST)))
+
+
+def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
+    return np.concatenate([np.empty(0, dtype), *arrays])
+
+
+def _write_sorted(out: Path, name: str, key: str, columns: Mapping[str, np.ndarray]) -> dict[str, int]:
+    order = np.argsort(columns[key], kind="stable")
+    table = pa.table({column: values[order] for column, values in columns.items()}).combine_chunks()
+    return {name: write_arrow(out / name, table.schema, table.to_batches())}

@@ -1,0 +1,108 @@
+"""The units that verify candidates: their shingle sets, dealt to the unit of their cluster, and who leaves for whom."""
+
+from collections.abc import Iterator, Mapping
+from itertools import islice, pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from seqmill.pipeline.dedup.characters import character_tables
+from seqmill.pipeline.dedup.clusters import verified_leaders
+from seqmill.pipeline.dedup.config import DedupConfig
+from seqmill.pipeline.dedup.shingles import shingle_sets
+from seqmill.pipeline.dedup.sketch import config_of, near_keys, nfc, scope_salts
+from seqmill.pipeline.documents import document_batches
+from seqmill.pipeline.execution import UnitResult
+from seqmill.storage import read_arrow, write_arrow
+
+
+def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Shingle sets and band keys of the candidates of one documents part: one batch for every verify unit, in order."""
+    config = config_of(payload)
+    clusters = read_arrow(Path(payload["clusters"]["path"]))
+    positions = clusters["position"].to_numpy()
+    low, high = np.searchsorted(positions, [payload["first"], payload["first"] + payload["documents"]["rows"]])
+    mine = clusters.slice(low, high - low)
+    schema = pa.schema(
+        {
+            "position": pa.int64(),
+            "cluster": pa.int64(),
+            "rank": pa.uint64(),
+            "keys": pa.list_(pa.uint64(), config.recipe.bands),
+            "shingles": pa.large_list(pa.uint64()),
+        }
+    )
+    rank = read_arrow(Path(payload["sketch"]["path"]))["rank"].to_numpy()
+    keys, sets = _sketched(payload, mine["position"].to_numpy() - payload["first"], config)
+    columns = [mine["position"], mine["cluster"], pa.array(rank[mine["position"].to_numpy() - payload["first"]])]
+    table = pa.table([*columns, keys, sets], schema=schema)
+    unit = mine["unit"].to_numpy()
+    order = np.argsort(unit, kind="stable")
+    bounds = np.searchsorted(unit[order], np.arange(payload["units"] + 1))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        for first, last in pairwise(bounds):
+            chosen = table.take(pa.array(order[first:last])).combine_chunks().to_batches()
+            yield chosen[0] if chosen else pa.RecordBatch.from_pylist([], schema=schema)
+
+    name = f"{payload['part']}.arrow"
+    return UnitResult({name: write_arrow(out / name, schema, batches())})
+
+
+def _sketched(
+    payload: Mapping[str, Any], rows: np.ndarray, config: DedupConfig
+) -> tuple[pa.FixedSizeListArray, pa.LargeListArray]:
+    """Band keys and shingle sets of the documents at the increasing `rows` of a part."""
+    recipe = config.recipe
+    tables = character_tables(recipe.verifier)
+    keys, sizes, hashes = [np.empty((0, recipe.bands), np.uint64)], [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
+    first = 0
+    for batch in document_batches(Path(payload["documents"]["path"])):
+        low, high = np.searchsorted(rows, [first, first + len(batch)])
+        chosen = batch.take(pa.array(rows[low:high] - first))
+        first += len(batch)
+        offsets, data = nfc(chosen.column("text"))
+        band, _ = near_keys(offsets, data, scope_salts(chosen.column("source"), config), config)
+        ends, found = shingle_sets(data, offsets, *tables, recipe.spaced, recipe.ngram)
+        keys.append(band)
+        sizes.append(np.diff(ends))
+        hashes.append(found)
+    fixed = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(keys).reshape(-1)), recipe.bands)
+    ends = np.cumsum(np.concatenate(sizes))
+    return fixed, pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(hashes)))
+
+
+def _batch(path: Path, index: int) -> pa.RecordBatch:
+    """Batch `index` of a stream, mapped into memory. (Reading a whole table would leave empty batches out.)"""
+    with pa.ipc.open_stream(pa.memory_map(str(path))) as reader:
+        return next(islice(reader, index, None))
+
+
+def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Decide for the clusters of one unit who is removed, for whom, and how similar they are."""
+    config = config_of(payload)
+    table = pa.Table.from_batches([_batch(Path(file["path"]), payload["unit"]) for file in payload["shingles"]])
+    order = np.lexsort([table[name].to_numpy() for name in ("position", "rank", "cluster")])
+    table = table.take(pa.array(order)).combine_chunks()
+    position, cluster = table["position"].to_numpy(), table["cluster"].to_numpy()
+    starts = np.flatnonzero(np.diff(cluster, prepend=-1))
+    keys = table["keys"].chunk(0).flatten().to_numpy()
+    names, bucket = np.unique(keys, return_inverse=True)
+    sets = table["shingles"].chunk(0)
+    leader, similarity, capped = verified_leaders(
+        np.append(starts, len(table)),
+        bucket.reshape(len(table), -1),
+        len(names),
+        sets.offsets.to_numpy(),
+        sets.values.to_numpy(),
+        config.threshold,
+    )
+    gone = np.flatnonzero(leader != np.arange(len(leader)))
+    found = {"removed": position[gone], "kept": position[leader[gone]], "similarity": similarity[gone]}
+    removed = pa.table(found).combine_chunks()
+    name = f"{payload['name']}.arrow"
+    rows = write_arrow(out / name, removed.schema, removed.to_batches())
+    kept = len(table) - len(gone) - len(starts)
+    return UnitResult({name: rows}, {"kept_after_verification": kept, "capped_buckets": int(capped)})
