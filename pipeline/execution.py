@@ -122,7 +122,7 @@ def run_units(
     done: dict[str, Record] = {}
     missing: list[Task] = []
     for unit in units:
-        key = fingerprint([FORMAT_VERSION, stage, unit.name, unit.payload])
+        key = _key(stage, unit)
         record = _finished(out, unit.name, key, published)
         if record:
             done[unit.name] = record
@@ -140,6 +140,12 @@ def run_units(
     return [done[unit.name] for unit in units]
 
 
+def all_done(stage: str, units: Sequence[Unit], out: Path) -> bool:
+    """Whether `run_units` would find nothing to do: then files that only these units read need not exist any more."""
+    published = _published_hashes(out)
+    return all(_finished(out, unit.name, _key(stage, unit), published) for unit in units)
+
+
 def file_reference(folder: Path, file: OutputFile) -> dict[str, Any]:
     """How a payload names a file it reads: the path to open, and the hash that makes the unit's key depend on it."""
     return {"path": str(folder / file.name), "xxh3_128": file.xxh3_128}
@@ -154,6 +160,10 @@ def prepare_folder(out: Path) -> None:
     """Create a stage's folder and clear what a killed writer left in it."""
     out.mkdir(parents=True, exist_ok=True)
     remove_temporary_files(out)
+
+
+def _key(stage: str, unit: Unit) -> str:
+    return fingerprint([FORMAT_VERSION, stage, unit.name, unit.payload])
 
 
 def _record_path(out: Path, unit: str) -> Path:

@@ -16,8 +16,8 @@ def build(settings: type[T], table: Mapping[str, Any], where: str = "") -> T:
     """Make a `settings` dataclass from a TOML table; tables inside become the dataclasses of their fields.
 
     Args:
-        settings: a dataclass whose fields are bool, int, float, str, tuple[str, ...], Mapping, dataclasses, or one of
-            these or None.
+        settings: a dataclass whose fields are bool, int, float, str, tuple[str, ...], Mapping[str, one of these],
+            dataclasses, or one of these or None.
         where: the table's dotted name, for messages: "" for the whole file, "dedup" for [dedup].
 
     Raises:
@@ -52,6 +52,8 @@ def _convert(hint: Any, value: Any, key: str) -> Any:
             return build(typing.cast(type, origin), value, key)
         if origin is tuple and isinstance(value, list | tuple):
             return _convert_items(option, value, key)
+        if origin is Mapping and isinstance(value, Mapping):
+            return _convert_values(option, value, key)
         if origin is float and isinstance(value, int | float) and not isinstance(value, bool):
             return float(value)
         if isinstance(origin, type) and isinstance(value, origin) and not (origin is int and isinstance(value, bool)):
@@ -69,6 +71,14 @@ def _convert_items(hint: Any, value: list[Any] | tuple[Any, ...], key: str) -> t
     return tuple(
         _convert(kind, item, f"{key}[{k}]") for k, (kind, item) in enumerate(zip(arguments, value, strict=True))
     )
+
+
+def _convert_values(hint: Any, value: Mapping[str, Any], key: str) -> Mapping[str, Any]:
+    """A table of free keys: the values as the hint's, or as they are for Mapping and Mapping[str, Any]."""
+    _, kind = typing.get_args(hint) or (str, Any)
+    if kind is Any:
+        return value
+    return {name: _convert(kind, item, _dotted(key, name)) for name, item in value.items()}
 
 
 def _type_name(hint: Any) -> str:
