@@ -1,11 +1,12 @@
 """The steps of a run that need a model. The only module of the pipeline that imports `seqmill.models`, when called:
 data is prepared on machines without torch."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
@@ -13,7 +14,7 @@ from seqmill.pipeline.config import GenerateConfig
 from seqmill.pipeline.execution import Progress
 from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
-from seqmill.storage import write_json
+from seqmill.storage import hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 
 if TYPE_CHECKING:
@@ -77,6 +78,44 @@ def continue_texts(checkpoint: Path, config: GenerateConfig) -> list[dict[str, A
     )
     texts = _decode(encoder, [sequence.tokens for sequence in sequences])
     return [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.prompts, texts, strict=True)]
+
+
+@dataclass(frozen=True)
+class LanguageModel:
+    """A checkpoint as functions of token ids, for steps that sample or judge texts."""
+
+    encoder: Encoder  # the tokenizer it was trained with
+    fingerprint: str  # of its weights
+    sample: Callable[[Sequence[Sequence[int]], int, float, int], list[Sequence[int]]]
+    # (prompts, most new tokens, temperature, seed) -> continuations, up to the end of the document
+    log_probabilities: Callable[[Sequence[Sequence[int]]], list[np.ndarray]]
+    # sequences of n tokens -> float32[n - 1] each: natural logarithms for all tokens but the first
+
+
+def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
+    """The model and tokenizer of a training folder, or of one of its checkpoints.
+
+    Args:
+        device: "cpu" or "cuda".
+
+    Raises:
+        UserError: no checkpoint is there, it carries no tokenizer, or torch or the device is not on this machine.
+    """
+    try:
+        from seqmill import models
+        from seqmill.models.checkpoint import WEIGHTS, newest_checkpoint
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    encoder = load(tokenizer_of(checkpoint))
+    model = models.load(checkpoint, device)
+    weights = (newest_checkpoint(checkpoint) or checkpoint) / WEIGHTS
+    stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
+
+    def sample(prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[Sequence[int]]:
+        written = models.generate(model, prompts, most, temperature=temperature, seed=seed, stop_ids=stop)
+        return [sequence.tokens for sequence in written]
+
+    return LanguageModel(encoder, hash_file(weights), sample, lambda ids: models.score(model, ids))
 
 
 def tokenizer_of(checkpoint: Path) -> Path:
