@@ -1,5 +1,6 @@
 """Looking at a finished folder: what it holds, and whether every byte is as recorded."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +33,7 @@ def inspect_folder(folder: Path, check: bool) -> tuple[dict[str, Any], list[str]
         if files
         else {},
         "totals": manifest.get("totals", {}),
+        **_repeat_share(manifest),
         "checked": check,
     }
     if not check:
@@ -39,6 +41,16 @@ def inspect_folder(folder: Path, check: bool) -> tuple[dict[str, Any], list[str]
     if manifest["kind"] == "packed":
         return figures, [str(violation) for violation in validate(folder).violations]
     return figures, [fault for file in files for fault in _file_faults(folder, file)]
+
+
+def _repeat_share(manifest: Mapping[str, Any]) -> dict[str, float]:
+    """The part of the tokens that are repeats, 0 to 1, of folders that tell."""
+    totals = manifest.get("totals", {})
+    if "repeat_tokens" in totals:
+        return {"repeat_share": round(totals["repeat_tokens"] / max(1, totals["tokens"]), 6)}
+    if "repeats" in manifest:
+        return {"repeat_share": round(manifest["repeats"]["realised"]["fraction"], 6)}
+    return {}
 
 
 def _file_faults(folder: Path, file: dict[str, Any]) -> list[str]:
