@@ -1,3 +1,4 @@
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -56,3 +57,16 @@ def test_tables_become_nested_dataclasses() -> None:
 def test_what_does_not_fit_is_refused_by_its_name(table: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         build(Outer, table)
+
+
+@dataclass(frozen=True)
+class Free:
+    shares: Mapping[str, float] = field(default_factory=dict)
+    anything: Mapping[str, Any] = field(default_factory=dict)
+
+
+def test_tables_of_free_keys_have_values_of_the_stated_type() -> None:
+    assert build(Free, {"shares": {"web": 1, "books.old": 0.5}}) == Free({"web": 1.0, "books.old": 0.5})
+    assert build(Free, {"anything": {"a": [1, "b"]}}) == Free(anything={"a": [1, "b"]})
+    with pytest.raises(UserError, match=r"mix\.shares\.web = True is of the wrong type: a number is needed"):
+        build(Free, {"shares": {"web": True}}, "mix")
