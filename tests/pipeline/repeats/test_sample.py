@@ -190,7 +190,7 @@ def test_a_run_that_is_stopped_anywhere_goes_on_to_the_same_bytes(write_tokens: 
     expected = files_of(tmp_path / "straight")
     units = 1 + 3 + len(expected) - 1  # choose, deal three parts, gather
     assert units > 5
-    for left in (1, 3, 4, 5, units - 1):
+    for left in (1, 3, units - 1):
         out = tmp_path / f"stopped-{left}"
         with pytest.raises(KeyboardInterrupt):
             sample(tokens, config, out, Stopping(left), Silent())
