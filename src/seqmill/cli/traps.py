@@ -78,8 +78,9 @@ def inject(
     config = InjectConfig(_numbers("--repetitions", repetitions), min_document_bytes, seed, fuzzy)
     with stage_of("traps inject", out, executor, workers, address, quiet, as_json) as stage:
         folder = stage.documents([str(documents)])
+        counted_with = tokenizer and tokenizer.absolute()
         stage.manifest = inject_stage(
-            folder, traps.absolute(), config, stage.out, stage.executor, stage.progress, tokenizer
+            folder, traps.absolute(), config, stage.out, stage.executor, stage.progress, counted_with
         )
         added = stage.manifest["added"]
         stage.figures = {
