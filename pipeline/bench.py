@@ -1,35 +1,49 @@
 """`seqmill bench`: run the files of benchmarks/, which lie in the repository and not in the wheel."""
 
+import importlib
 import importlib.util
+import inspect
 import os
 import platform
+import sys
+from importlib.machinery import ModuleSpec
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import seqmill
 from seqmill.errors import UserError
 
+PACKAGE = "seqmill_benchmarks"  # the name under which files of benchmarks/ import each other
 
-def run_benchmark(name: str) -> dict[str, Any]:
-    """The result of one benchmark: name, machine, and rows of case, system, value, unit, higher_is_better.
+
+def run_benchmark(name: str, **options: Any) -> dict[str, Any]:
+    """The result of one benchmark: name, machine, rows of case, system, value, unit, higher_is_better, and notes.
 
     Raises:
-        UserError: there is no such benchmark, or this is no checkout of the repository.
+        UserError: there is no such benchmark, it takes no such option, or this is no checkout of the repository.
     """
-    path = _folder() / f"{name}.py"
-    if not path.is_file():
+    if name not in benchmark_names():
         raise UserError(f"there is no benchmark {name!r}; choose one of {', '.join(benchmark_names())}")
-    spec = importlib.util.spec_from_file_location(f"seqmill_benchmark_{name}", path)
-    assert spec
-    assert spec.loader
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return {"name": name, "machine": describe_machine(), "rows": module.run()}
+    run = benchmark_module(name).run
+    for option in options:
+        if option not in inspect.signature(run).parameters:
+            raise UserError(f"the benchmark {name!r} takes no --{option}; leave it out")
+    return {"name": name, "machine": describe_machine(), **run(**options)}
 
 
 def benchmark_names() -> list[str]:
     """The benchmarks of this checkout."""
     return sorted(path.stem for path in _folder().glob("*.py"))
+
+
+def benchmark_module(name: str) -> ModuleType:
+    """A module of benchmarks/ by its dotted name, such as `support.quality`."""
+    if PACKAGE not in sys.modules:
+        spec = ModuleSpec(PACKAGE, None, is_package=True)
+        spec.submodule_search_locations = [str(_folder())]
+        sys.modules[PACKAGE] = importlib.util.module_from_spec(spec)
+    return importlib.import_module(f"{PACKAGE}.{name}")
 
 
 def describe_machine() -> dict[str, Any]:

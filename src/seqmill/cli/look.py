@@ -3,7 +3,7 @@
 import json
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,16 +32,27 @@ def inspect(
 @app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="A file of benchmarks/; default: all.")] = None,
+    cases: Annotated[str | None, typer.Option(help="Only these cases, with commas between.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Documents to run on; default: examples/corpus.")] = None,
+    truth: Annotated[Path | None, typer.Option(help="A folder of pairs known to be duplicates or not.")] = None,
+    documents: Annotated[int | None, typer.Option(help="The most documents that a scaling case goes to.")] = None,
+    peers: Annotated[str | None, typer.Option(help="Only these peers, with commas between.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks beside their peers."""
     from seqmill.pipeline.bench import benchmark_names, run_benchmark
 
+    given: dict[str, Any] = {"data": data, "truth": truth, "documents": documents}
+    lists = {"cases": cases, "peers": peers}
+    given |= {key: None if text is None else [one for one in text.split(",") if one] for key, text in lists.items()}
+    options = {key: value for key, value in given.items() if value is not None}
     for chosen in [name] if name else benchmark_names():
-        result = run_benchmark(chosen)
+        result = run_benchmark(chosen, **options)
         if as_json:
             print(json.dumps(result))
             continue
         print(f"{chosen} on " + ", ".join(f"{key} {value}" for key, value in result["machine"].items()))
         for row in result["rows"]:
-            print(f"  {row['case']:<40} {row['system']:<24} {row['value']:>10,} {row['unit']}")
+            print(f"  {row['case']:<56} {row['system']:<28} {row['value']:>10,} {row['unit']}")
+        for note in result.get("notes", []):
+            print(f"  note: {note}")

@@ -1,0 +1,59 @@
+"""The documents a benchmark runs on: ours in Arrow, and the same ones as JSON lines for the peers."""
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+
+from seqmill.manifest import open_manifest
+from seqmill.pipeline.documents import document_batches
+from seqmill.pipeline.executors import LocalExecutor
+from seqmill.pipeline.ingest import IngestConfig, ingest
+from seqmill.pipeline.normalise import NormaliseConfig
+from seqmill.pipeline.progress import Silent
+
+EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
+
+
+def ingested(inputs: Path, out: Path) -> Path:
+    """A documents folder of everything in `inputs`."""
+    files = tuple(str(path) for path in sorted(inputs.iterdir())) if inputs.is_dir() else (str(inputs),)
+    ingest(IngestConfig(files), NormaliseConfig(), out, LocalExecutor(1), Silent())
+    return out
+
+
+def batches(documents: Path) -> Iterator[pa.RecordBatch]:
+    """The record batches of a documents folder, in order."""
+    for file in open_manifest(documents, "documents")["files"]:
+        yield from document_batches(documents / file["name"])
+
+
+def texts_of(documents: Path) -> pa.Array:
+    """All texts, one large_string array."""
+    return pa.concat_arrays([batch.column("text") for batch in batches(documents)])
+
+
+def num_bytes(texts: pa.Array) -> int:
+    """UTF-8 bytes of all texts."""
+    return int(sum(len(text.as_buffer()) for text in texts))
+
+
+def even_sample(texts: pa.Array, most_bytes: int) -> pa.Array:
+    """Every k-th text, with k such that about `most_bytes` remain: sources lie one after the other."""
+    step = -(-num_bytes(texts) // most_bytes)
+    return texts.take(pa.array(range(0, len(texts), max(1, step))))
+
+
+def write_json_lines(path: Path, ids: Sequence[str], texts: Sequence[str]) -> Path:
+    """One {"id", "text"} a line."""
+    with path.open("w", encoding="utf-8") as file:
+        for id_, text in zip(ids, texts, strict=True):
+            file.write(json.dumps({"id": id_, "text": text}, ensure_ascii=False) + "\n")
+    return path
+
+
+def as_json_lines(documents: Path, path: Path) -> Path:
+    """A documents folder as JSON lines with its ids."""
+    ids = [id_ for batch in batches(documents) for id_ in batch.column("id").to_pylist()]
+    return write_json_lines(path, ids, texts_of(documents).to_pylist())

@@ -1,0 +1,102 @@
+"""Other projects, each in an environment of its own, made on demand from benchmarks/peers/NAME.txt.
+
+Environments lie in the folder that SEQMILL_PEERS names, or in the user's cache folder. Nothing here pretends: a peer
+that cannot be installed or run raises PeerError, and the benchmark says so in place of its rows.
+"""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .processes import Cost, ProcessError, run_on_one_core
+
+DRIVERS = Path(__file__).parents[1] / "peers"
+FOLDER = "SEQMILL_PEERS"
+INSTALLED = "installed"  # written last, so that a killed installation is made again
+
+PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
+
+
+class PeerError(Exception):
+    """A peer cannot be installed or run, and why."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a driver said, what it cost, and where its other files lie."""
+
+    result: dict[str, Any]
+    cost: Cost
+    folder: Path
+
+    def clusters(self) -> dict[str, str]:
+        """Document id -> cluster, after a `dedup` task; documents that are alone in theirs may be missing."""
+        with (self.folder / "clusters.jsonl").open(encoding="utf-8") as lines:
+            return dict(json.loads(line) for line in lines)
+
+
+@dataclass(frozen=True)
+class System:
+    """One implementation behind benchmarks/peers/run_NAME.py; see protocol.py there for the tasks."""
+
+    name: str
+    python: Path
+
+    def ask(self, folder: Path, task: str, *arguments: object) -> Answer:
+        """Run one task in the new folder `folder`.
+
+        Raises:
+            PeerError: the driver failed.
+        """
+        folder.mkdir(parents=True)
+        driver = DRIVERS / f"run_{self.name.replace('-', '')}.py"
+        try:
+            cost = run_on_one_core([str(self.python), str(driver), task, str(folder), *map(str, arguments)])
+        except ProcessError as error:
+            raise PeerError(f"{self.name} {task}: {error}") from error
+        return Answer(json.loads((folder / "result.json").read_text()), cost, folder)
+
+
+def ours() -> System:
+    """This project, driven as its peers are."""
+    return System("seqmill", Path(sys.executable))
+
+
+def installed(name: str) -> System:
+    """A peer, installed now if it is not yet.
+
+    Raises:
+        PeerError: pip or venv failed.
+    """
+    requirements = DRIVERS / f"{name}.txt"
+    key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
+    folder = environments() / f"{name}-{key}"
+    python = folder / "bin" / "python"
+    if not (folder / INSTALLED).exists():
+        shutil.rmtree(folder, ignore_errors=True)
+        _run(name, sys.executable, "-m", "venv", str(folder))
+        _run(name, str(python), "-m", "pip", "install", "--quiet", "--requirement", str(requirements))
+        (folder / INSTALLED).touch()
+    return System(name, python)
+
+
+def environments() -> Path:
+    """Where the environments of peers are kept between runs."""
+    if FOLDER in os.environ:
+        return Path(os.environ[FOLDER]).absolute()
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "seqmill" / "peers"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "seqmill" / "peers"
+
+
+def _run(name: str, *command: str) -> None:
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        lines = (done.stderr or done.stdout).strip().splitlines()
+        raise PeerError(f"{name} cannot be installed: {lines[-1] if lines else f'exit code {done.returncode}'}")
