@@ -155,8 +155,8 @@ class Masking:
 
     kinds: tuple[str, ...] = ()  # of email, ip, phone
     public_ips_only: bool = True  # leave private, reserved and documentation addresses
-    # "US", "DE": also numbers without a country code that are valid there. Many other numbers are: tables, code and part
-    # numbers get masked too, so only for corpora of prose
+    # "US", "DE": also numbers without a country code that are valid there. Many other numbers are: tables, code and
+    # part numbers get masked too, so only for corpora of prose
     phone_regions: tuple[str, ...] = ()
     email: str = "<EMAIL>"  # placeholders
     ip: str = "<IP>"
