@@ -111,8 +111,13 @@ def test_every_executor_and_worker_count_gives_the_same_bytes(
 
 MOMENTS = {
     "ingest": "documents/part-00001.arrow",
-    "dedup sketch": "dedup/.state/sketch/part-00001.arrow",
-    "dedup verify": "dedup/.state/shingle/part-00000.arrow",
+    "dedup sketch": "dedup/.state/sketch/part-00001.bands.arrow",
+    "dedup exact": "dedup/.state/exact-00000.arrow",
+    "dedup bucket": "dedup/.state/bucket-00000.arrow",
+    "dedup cluster": "dedup/.state/clusters.arrow",
+    "dedup shingle": "dedup/.state/shingle/part-00000.arrow",
+    "dedup verify": "dedup/.state/verify-00000.arrow",
+    "dedup evidence": "dedup/removed.parquet",
     "dedup filter": "dedup/part-00001.arrow",
     "tokenizer": "dedup/manifest.json",
     "tokenize": "tokens/part-00000.arrow",
