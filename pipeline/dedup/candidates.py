@@ -23,18 +23,21 @@ def exact(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Documents of equal text whose key lies in one range: which are removed, and for which."""
     key_range = KeyRange(payload["range"], payload["ranges"])
     rows = read_range(payload["files"], "high", key_range, ("high", "low", "rank"))
-    removed, kept = exact_removals(rows["high"], rows["low"], rows["rank"], rows["position"])
-    return _write(out, payload["name"], {"removed": removed, "kept": kept})
+    alive = ~flags(payload["documents"], payload["gone"])[rows["position"]]
+    high, low, rank, position = (rows[name][alive] for name in ("high", "low", "rank", "position"))
+    rank[position < payload["fresh"]] = 0  # what the index holds stays
+    removed, kept = exact_removals(high, low, rank, position)
+    is_fresh = removed >= payload["fresh"]
+    return _write(out, payload["name"], {"removed": removed[is_fresh], "kept": kept[is_fresh]})
 
 
 def bucket(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Documents that share a band whose key lies in one range: an edge from each to the first of them."""
     key_range = KeyRange(payload["range"], payload["ranges"])
     rows = read_range(payload["files"], "key", key_range, ("key",))
-    gone = flags(payload["documents"], payload["exact"])
-    alive = ~gone[rows["position"]]
+    alive = ~flags(payload["documents"], payload["gone"])[rows["position"]]
     keys, positions = rows["key"][alive], rows["position"][alive]
-    first, other, largest = star_edges(keys, positions, np.argsort(keys, kind="stable"))
+    first, other, largest = star_edges(keys, positions, np.argsort(keys, kind="stable"), payload["fresh"])
     result = _write(out, payload["name"], {"first": first, "other": other})
     return UnitResult(result.files, {"largest": int(largest)})
 

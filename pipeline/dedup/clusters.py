@@ -32,13 +32,16 @@ def exact_removals(
 
 
 @numba.njit(nogil=True, cache=True)
-def star_edges(keys: np.ndarray, positions: np.ndarray, order: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
+def star_edges(
+    keys: np.ndarray, positions: np.ndarray, order: np.ndarray, fresh: int
+) -> tuple[np.ndarray, np.ndarray, int]:
     """An edge from the smallest position of every bucket (the documents of one key) to each other one.
 
     Args:
         keys: uint64[rows].
         positions: int64[rows], of documents.
         order: int64[rows], sorts `keys`.
+        fresh: documents before this position were compared in an earlier run; a bucket of them alone is left out.
 
     Returns:
         int64[edges] smaller and larger ends, and the documents in the largest bucket.
@@ -47,13 +50,14 @@ def star_edges(keys: np.ndarray, positions: np.ndarray, order: np.ndarray) -> tu
     edges, largest, start = 0, 0, 0
     while start < len(order):
         stop = start + 1
-        smallest = positions[order[start]]
+        smallest = last = positions[order[start]]
         while stop < len(order) and keys[order[stop]] == keys[order[start]]:
             smallest = min(smallest, positions[order[stop]])
+            last = max(last, positions[order[stop]])
             stop += 1
         largest = max(largest, stop - start)
         for k in range(start, stop):
-            if positions[order[k]] != smallest:
+            if last >= fresh and positions[order[k]] != smallest:
                 first[edges], other[edges] = smallest, positions[order[k]]
                 edges += 1
         start = stop
@@ -87,8 +91,8 @@ def all_roots(parent: np.ndarray) -> np.ndarray:
 
 
 @numba.njit(nogil=True, cache=True)
-def jaccard(a: np.ndarray, b: np.ndarray) -> float:
-    """Jaccard similarity of two sorted sets of uint64; 0 when both are empty."""
+def count_shared(a: np.ndarray, b: np.ndarray) -> int:
+    """How many values two sorted sets of uint64 share."""
     i = j = shared = 0
     while i < len(a) and j < len(b):
         if a[i] == b[j]:
@@ -99,6 +103,13 @@ def jaccard(a: np.ndarray, b: np.ndarray) -> float:
             i += 1
         else:
             j += 1
+    return shared
+
+
+@numba.njit(nogil=True, cache=True)
+def jaccard(a: np.ndarray, b: np.ndarray) -> float:
+    """Jaccard similarity of two sorted sets of uint64; 0 when both are empty."""
+    shared = count_shared(a, b)
     union = len(a) + len(b) - shared
     return shared / union if union else 0.0
 
@@ -110,7 +121,9 @@ def verified_leaders(
     buckets: int,
     set_offsets: np.ndarray,
     shingles: np.ndarray,
+    is_held: np.ndarray,
     threshold: float,
+    containment: float,
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Go through each cluster in survivor order; a document is removed for the first document kept so far that shares
     a bucket with it and is similar enough.
@@ -123,10 +136,12 @@ def verified_leaders(
         cluster_offsets: int64[clusters + 1]; members of a cluster are adjacent and in survivor order.
         bucket: int64[members, bands], numbers below `buckets`, equal for members that agree in a band.
         set_offsets: int64[members + 1] into `shingles`, sorted uint64 sets, one per member.
+        is_held: bool[members], whether the member is kept whatever it resembles.
         threshold: smallest exact Jaccard similarity that removes.
+        containment: smallest share of a member's shingles, found in one kept document, that removes; or infinity.
 
     Returns:
-        int64[members] leader: the member kept in its place (itself when kept); float32[members] similarity to it; and
+        int64[members] leader: the member kept in its place (itself when kept); float32[members] Jaccard similarity; and
         the number of buckets with more than `MOST_LEADERS` kept documents.
     """
     members, bands = bucket.shape
@@ -140,7 +155,7 @@ def verified_leaders(
     for c in range(len(cluster_offsets) - 1):
         for m in range(cluster_offsets[c], cluster_offsets[c + 1]):
             count = 0
-            for b in range(bands):
+            for b in range(0 if is_held[m] else bands):
                 entry = newest[bucket[m, b]]
                 while entry >= 0:
                     other = entry // bands
@@ -152,10 +167,12 @@ def verified_leaders(
             mine = shingles[set_offsets[m] : set_offsets[m + 1]]
             for other in np.sort(found[:count]):
                 theirs = shingles[set_offsets[other] : set_offsets[other + 1]]
-                if min(len(mine), len(theirs)) < threshold * max(len(mine), len(theirs)):
-                    continue  # |A n B| / |A u B| <= smaller / larger
-                alike = jaccard(mine, theirs)
-                if alike >= threshold:
+                too_uneven = min(len(mine), len(theirs)) < threshold * max(len(mine), len(theirs))
+                if too_uneven and len(theirs) < containment * len(mine):
+                    continue  # |A n B| / |A u B| <= smaller / larger, and |A n B| <= |B|
+                shared = count_shared(mine, theirs)
+                alike = shared / max(1, len(mine) + len(theirs) - shared)
+                if alike >= threshold or shared >= containment * len(mine) > 0:
                     leader[m] = other
                     similarity[m] = alike
                     break

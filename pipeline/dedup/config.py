@@ -60,9 +60,14 @@ class DedupConfig:
     bands: int | None = None  # instead of the preset's
     rows: int | None = None  # signature rows per band, instead of the preset's
     threshold: float = 0.8  # smallest exact Jaccard similarity of shingles that removes a document
+    containment: float | None = None  # smallest share of a document's shingles in a kept one that removes it too
     scope: str = "global"  # documents that are compared: "none", "local" (of one source), "global", "groups"
     groups: Mapping[str, list[str]] = field(default_factory=dict)  # name -> sources compared with each other
     source_priority: tuple[str, ...] = ()  # sources whose documents survive against others, best first
+    holdout: tuple[str, ...] = ()  # evaluation sets: raw files or a documents folder; what matches them is removed
+    holdout_ngram: int = 13  # words of the runs that tell a holdout document inside a longer one
+    holdout_share: float = 0.8  # smallest share of a holdout document's runs, found in one document, that removes it
+    index: str | None = None  # folder that remembers what was kept; new documents are compared with it and added
     alarm_share: float = 0.5  # warn of a source that loses more than this share of its documents
     memory_mb: int = 1024  # MiB that a unit plans with; no byte of the output depends on it
     seed: int = 1  # of the hash family
@@ -74,13 +79,19 @@ class DedupConfig:
             raise UserError(f"dedup.scope = {self.scope!r}: choose one of {', '.join(SCOPES)}")
         if self.seed < 0:
             raise UserError(f"dedup.seed = {self.seed}: 0 or more is needed")
-        if not 0 < self.threshold <= 1:
-            raise UserError(f"dedup.threshold = {self.threshold}: a Jaccard similarity lies above 0 and at most at 1")
+        for name in ("threshold", "containment", "holdout_share"):
+            value = getattr(self, name)
+            if value is not None and not 0 < value <= 1:
+                raise UserError(f"dedup.{name} = {value}: a share of shingles lies above 0 and at most at 1")
+        if self.index is not None and not self.compares:
+            raise UserError('dedup.index needs dedup.exact or dedup.near, and another dedup.scope than "none"')
+        if isinstance(self.holdout, str) or not all(self.holdout):
+            raise UserError(f"dedup.holdout = {self.holdout!r}: a list of paths is needed")
         if self.memory_mb < 1:
             raise UserError(f"dedup.memory_mb = {self.memory_mb}: at least 1 is needed")
         if not 0 <= self.alarm_share <= 1:
             raise UserError(f"dedup.alarm_share = {self.alarm_share}: a share lies between 0 and 1")
-        for name in ("ngram", "bands", "rows"):
+        for name in ("ngram", "bands", "rows", "holdout_ngram"):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= 1000:
                 raise UserError(f"dedup.{name} = {value}: between 1 and 1000 is needed")
@@ -97,6 +108,11 @@ class DedupConfig:
                 if source in seen:
                     raise UserError(f"dedup.groups: source {source!r} is in {seen[source]!r} and in {group!r}")
                 seen[source] = group
+
+    @property
+    def compares(self) -> bool:
+        """Whether documents are compared with each other."""
+        return self.scope != "none" and (self.exact or self.near)
 
     @property
     def recipe(self) -> Preset:

@@ -15,7 +15,9 @@ from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
 
 REMOVED = "removed.parquet"
-REASONS = ("exact", "near")
+REASONS = ("exact", "near", "holdout")
+INPUT, HOLDOUT = "input", "holdout"  # what a part is; parts of the index have the name of their generation
+OVERLAP = ("source", "kept_from", "kept_source")  # a cell of the overlap matrix
 CLUSTER_COLUMNS = ("cluster_id", "cluster_size")
 REMOVED_SCHEMA = pa.schema(
     {
@@ -24,6 +26,7 @@ REMOVED_SCHEMA = pa.schema(
         "reason": pa.string(),
         "kept_doc_id": pa.uint64(),
         "kept_id": pa.string(),
+        "kept_from": pa.string(),
         "similarity": pa.float32(),
         "cluster_id": pa.uint64(),
     }
@@ -35,7 +38,7 @@ def decide(payload: Mapping[str, Any], out: Path) -> UnitResult:
 
     The kept copy of an exact duplicate may itself be removed as a near one: its leader is then the leader of both.
     """
-    removals = [_read_removals(payload["exact"], 0), _read_removals(payload["near"], 1)]
+    removals = [_read_removals(payload[name], reason) for reason, name in enumerate(REASONS)]
     near_gone, near_kept = removals[1]["removed"], removals[1]["kept"]
     order = np.argsort(near_gone)
     near_gone, near_kept = near_gone[order], near_kept[order]
@@ -63,17 +66,21 @@ def _read_removals(files: Sequence[Mapping[str, Any]], reason: int) -> dict[str,
     }
     rows = len(found["removed"])
     similarity = np.ones(rows, np.float32)
-    if reason:
+    if REASONS[reason] != "exact":
         similarity = np.concatenate([np.empty(0, np.float32), *(table["similarity"].to_numpy() for table in tables)])
     return {**found, "similarity": similarity, "reason": np.full(rows, reason, np.int8)}
 
 
 def evidence(payload: Mapping[str, Any], out: Path) -> UnitResult:
-    """Write removed.parquet, a row group for each part that lost documents, in the order of doc_id."""
+    """Write removed.parquet, a row group for each part that lost documents, in the order of doc_id.
+
+    `payload["sketches"]` lists one file per part, in the order of positions: {"path", "first", "rows", "kept_from"},
+    where "kept_from" says "input", "holdout", or which generation of the index the part belongs to.
+    """
     removals = read_arrow(Path(payload["removals"]["path"]))
     positions = removals["removed"].to_numpy()
     sketches = payload["sketches"]
-    overlap: dict[tuple[str, str], list[int]] = {}
+    overlap: dict[tuple[str, ...], list[int]] = {}
     with (
         atomic_path(out / REMOVED) as temporary,
         pq.ParquetWriter(temporary, REMOVED_SCHEMA, compression="zstd") as file,
@@ -85,25 +92,38 @@ def evidence(payload: Mapping[str, Any], out: Path) -> UnitResult:
             mine = removals.slice(low, high - low)
             gone = look_up(mine["removed"].to_numpy(), sketches, ("doc_id", "id", "source", "num_bytes"))
             kept = look_up(mine["kept"].to_numpy(), sketches, ("doc_id", "id", "source"))
-            leader = look_up(mine["leader"].to_numpy(), sketches, ("doc_id",))
+            kept_from = _labels(mine["kept"].to_numpy(), sketches)
             reason = pa.array(REASONS).take(mine["reason"].combine_chunks())
-            columns = [gone["doc_id"], gone["id"], reason, kept["doc_id"], kept["id"], mine["similarity"]]
-            file.write_table(pa.table([*columns, leader["doc_id"]], schema=REMOVED_SCHEMA))
-            _add_overlap(overlap, gone["source"], kept["source"], gone["num_bytes"])
+            columns = [gone["doc_id"], gone["id"], reason, kept["doc_id"], kept["id"], kept_from, mine["similarity"]]
+            cluster_id = _cluster_ids(mine["leader"].to_numpy(), sketches)
+            file.write_table(pa.table([*columns, cluster_id], schema=REMOVED_SCHEMA))
+            _add_overlap(overlap, gone["source"], kept_from, kept["source"], gone["num_bytes"])
     rows = [
-        {"source": source, "kept_source": kept_source, "documents": documents, "bytes": num_bytes}
-        for (source, kept_source), (documents, num_bytes) in sorted(overlap.items())
+        {**dict(zip(OVERLAP, names, strict=True)), "documents": documents, "bytes": num_bytes}
+        for names, (documents, num_bytes) in sorted(overlap.items())
     ]
     return UnitResult({REMOVED: len(removals)}, {"overlap": rows})
 
 
-def _add_overlap(
-    overlap: dict[tuple[str, str], list[int]], source: pa.Array, kept_source: pa.Array, num_bytes: pa.Array
-) -> None:
-    """Add removed documents and their bytes to the cell of the source they were in and the source of the one kept."""
-    pairs = pa.table({"source": source, "kept_source": kept_source, "bytes": num_bytes})
-    for row in pairs.group_by(["source", "kept_source"]).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
-        cell = overlap.setdefault((row["source"], row["kept_source"]), [0, 0])
+def _labels(positions: np.ndarray, sketches: Sequence[Mapping[str, Any]]) -> pa.Array:
+    firsts = np.array([part["first"] for part in sketches], np.int64)
+    return pa.array([part["kept_from"] for part in sketches]).take(
+        pa.array(np.searchsorted(firsts, positions, side="right") - 1)
+    )
+
+
+def _cluster_ids(leaders: np.ndarray, sketches: Sequence[Mapping[str, Any]]) -> pa.Array:
+    """The doc_id of the leader; null when it is none of the input's, whose doc_ids alone are unique here."""
+    is_input = pc.equal(_labels(leaders, sketches), INPUT)
+    doc_id = look_up(leaders, sketches, ("doc_id",))["doc_id"].combine_chunks()
+    return pc.if_else(is_input, doc_id, pa.scalar(None, pa.uint64()))
+
+
+def _add_overlap(overlap: dict[tuple[str, ...], list[int]], *columns: pa.Array) -> None:
+    """Add removed documents and their bytes (the last of `columns`) to the cell of their source and of the one kept."""
+    pairs = pa.table(list(columns), names=[*OVERLAP, "bytes"])
+    for row in pairs.group_by(list(OVERLAP)).aggregate([("bytes", "count"), ("bytes", "sum")]).to_pylist():
+        cell = overlap.setdefault(tuple(row[name] for name in OVERLAP), [0, 0])
         cell[0] += row["bytes_count"]
         cell[1] += row["bytes_sum"]
 

@@ -30,7 +30,7 @@ def mix(x: np.uint64) -> np.uint64:
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _decode(data: np.ndarray, at: int) -> tuple[np.int64, int]:
+def decode(data: np.ndarray, at: int) -> tuple[np.int64, int]:
     """The code point at byte `at` of valid UTF-8, and the index of the next one."""
     first = np.int64(data[at])
     if first < 0x80:
@@ -65,7 +65,7 @@ def hash_words(
     number = 0  # of the number being read: 0 none, 1 before its decimal point, 2 behind it
     at = start
     while at < stop and count < len(words):
-        code, following = _decode(data, at)
+        code, following = decode(data, at)
         what = kind[code]
         if what == WORD:
             word = (word ^ np.uint64(folded[code])) * _GOLDEN
@@ -80,7 +80,7 @@ def hash_words(
                 number = 1
         elif what == SKIP:
             pass
-        elif what == POINT and number == 1 and following < stop and kind[_decode(data, following)[0]] == DIGIT:
+        elif what == POINT and number == 1 and following < stop and kind[decode(data, following)[0]] == DIGIT:
             number = 2
         else:
             number = 0
@@ -125,7 +125,7 @@ def hash_characters(
     pending = False
     at = start
     while at < stop and count + 1 < len(characters):
-        code, at = _decode(data, at)
+        code, at = decode(data, at)
         what = kind[code]
         if what == SPACE:
             pending = spaces
@@ -138,7 +138,7 @@ def hash_characters(
             count += 1
     if pending and at < stop:  # full after white space: the next call must see it again
         at -= 1
-        while kind[_decode(data, at)[0]] != SPACE or (data[at] & 0xC0) == 0x80:
+        while kind[decode(data, at)[0]] != SPACE or (data[at] & 0xC0) == 0x80:
             at -= 1
     return count, at
 
@@ -199,6 +199,32 @@ def whole_shingle(units: np.ndarray, count: int) -> np.uint64:
 
 
 @numba.njit(nogil=True, cache=True)
+def runs_of(
+    data: np.ndarray,
+    start: int,
+    stop: int,
+    kind: np.ndarray,
+    folded: np.ndarray,
+    mode: int,
+    ngram: int,
+    units: np.ndarray,
+    block: np.ndarray,
+    out: np.ndarray,
+) -> tuple[int, int]:
+    """Write the hashes of all runs of `ngram` units of one document into `out` uint64[>= bytes + 1].
+
+    Returns:
+        how many there are (with repeats), and the units left in `units`: all of the document's when there is no run.
+    """
+    at, carried, total = start, 0, 0
+    while at < stop:
+        count, at, carried = next_shingles(data, at, stop, kind, folded, mode, ngram, units, carried, block)
+        out[total : total + count] = block[:count]
+        total += count
+    return total, carried
+
+
+@numba.njit(nogil=True, cache=True)
 def shingles_of(
     data: np.ndarray,
     start: int,
@@ -212,21 +238,14 @@ def shingles_of(
     out: np.ndarray,
 ) -> int:
     """Write all shingles of one document into `out` uint64[>= bytes + 1]; returns how many (with repeats)."""
-    total = 0
-    mode = 1 if spaced else 0
-    while True:
-        at, carried, total = start, 0, 0
-        while at < stop:
-            count, at, carried = next_shingles(data, at, stop, kind, folded, mode, ngram, units, carried, block)
-            out[total : total + count] = block[:count]
-            total += count
-        if total or mode == 2:
-            break
-        mode = 2
-    if total == 0 and carried:
+    for mode in (1 if spaced else 0, 2):
+        total, carried = runs_of(data, start, stop, kind, folded, mode, ngram, units, block, out)
+        if total:
+            return total
+    if carried:
         out[0] = whole_shingle(units, carried)
-        total = 1
-    return total
+        return 1
+    return 0
 
 
 @numba.njit(nogil=True, cache=True)
@@ -269,7 +288,7 @@ def any_marked(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray) -> np.
             if data[at] < 0x80:
                 at += 1
                 continue
-            code, at = _decode(data, at)
+            code, at = decode(data, at)
             if marked[code]:
                 found[d] = True
                 break
@@ -288,7 +307,7 @@ def collapse_white_space(data: np.ndarray, offsets: np.ndarray, kind: np.ndarray
         pending = False  # white space seen since the last character that was copied
         at = offsets[d]
         while at < offsets[d + 1]:
-            code, following = _decode(data, at)
+            code, following = decode(data, at)
             if kind[code] == SPACE:
                 pending = True
             else:

@@ -39,7 +39,8 @@ DOCUMENT_FIELDS = {
 def config_of(payload: Mapping[str, Any]) -> DedupConfig:
     """The stage's configuration as it travelled in a payload."""
     settings = dict(payload["config"])
-    return DedupConfig(**{**settings, "source_priority": tuple(settings["source_priority"])})
+    lists = {name: tuple(settings[name]) for name in ("source_priority", "holdout")}
+    return DedupConfig(**{**settings, **lists})
 
 
 def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
@@ -55,7 +56,7 @@ def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
         for batch in document_batches(Path(payload["documents"]["path"])):
             offsets, data = nfc(batch.column("text"))
             salts = scope_salts(batch.column("source"), config)
-            high, low = _exact_keys(offsets, data)
+            high, low = exact_keys(offsets, data)
             num_bytes = pc.binary_length(batch.column("text")).to_numpy().astype(np.uint64)
             rank = _ranks(batch.column("source"), num_bytes, config)
             shingles = np.zeros(len(batch), np.int64)
@@ -112,7 +113,7 @@ def scope_salts(sources: pa.Array, config: DedupConfig) -> np.ndarray:
     return np.array([xxhash.xxh3_64_intdigest(name.encode()) for name in names], np.uint64)[encoded.indices.to_numpy()]
 
 
-def _exact_keys(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def exact_keys(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The halves of the xxh3-128 of every document, with white space collapsed."""
     ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
     view = memoryview(collapsed)

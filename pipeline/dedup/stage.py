@@ -1,24 +1,30 @@
 """The dedup stage: exact and verified near duplicates removed, deterministically, unit by unit.
 
-sketch    documents part              -> keys of equal texts and of bands, sorted         (one unit a part)
-exact     one range of text keys      -> removals of equal texts                          (one unit a range)
-bucket    one range of band keys      -> edges between documents that share a band        (one unit a range)
-cluster   all edges                   -> connected components, dealt to verify units      (one unit)
-shingle   documents part, clusters    -> shingle sets of the candidates                   (one unit a part)
-verify    clusters dealt to it        -> removals of near duplicates                      (as memory allows)
-decide    all removals                -> who is removed, for whom, and cluster sizes      (one unit)
-evidence  removals                    -> removed.parquet                                  (one unit)
-filter    documents part, removals    -> documents part without the removed               (one unit a part)
+sketch     documents part              -> keys of equal texts and of bands, sorted         (one unit a part)
+reference  holdout documents           -> their keys, shingles and runs of words           (one unit, with a holdout)
+match      documents part, reference   -> removals for holdout documents                   (one unit a part)
+exact      one range of text keys      -> removals of equal texts                          (one unit a range)
+bucket     one range of band keys      -> edges between documents that share a band        (one unit a range)
+cluster    all edges                   -> connected components, dealt to verify units      (one unit)
+shingle    documents part, clusters    -> shingle sets of the candidates                   (one unit a part)
+verify     clusters dealt to it        -> removals of near duplicates                      (as memory allows)
+decide     all removals                -> who is removed, for whom, and cluster sizes      (one unit)
+evidence   removals                    -> removed.parquet                                  (one unit)
+filter     documents part, removals    -> documents part without the removed               (one unit a part)
+remember   filtered part, its sketch   -> what the index keeps of it                       (the same, with an index)
+
+Documents are numbered through: those of the index first, then the input's, then the holdout's.
 """
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from seqmill.errors import UserError
-from seqmill.manifest import STATE_FOLDER, open_manifest, write_manifest
+from seqmill.manifest import MANIFEST, STATE_FOLDER, open_manifest, write_manifest
 from seqmill.pipeline.dedup.candidates import (
     BAND_ROW_BYTES,
     CLUSTER_DOCUMENT_BYTES,
@@ -28,30 +34,61 @@ from seqmill.pipeline.dedup.candidates import (
     exact,
 )
 from seqmill.pipeline.dedup.config import DedupConfig
-from seqmill.pipeline.dedup.evidence import decide, evidence, filter_documents
-from seqmill.pipeline.dedup.exchange import count_ranges
+from seqmill.pipeline.dedup.evidence import HOLDOUT, INPUT, REASONS, decide, evidence, filter_documents
+from seqmill.pipeline.dedup.holdout import MATCHES, match, reference
+from seqmill.pipeline.dedup.index import KINDS, Index, Part, open_index, remember, write_generation
+from seqmill.pipeline.dedup.phases import Phases, References, files_of
 from seqmill.pipeline.dedup.sketch import BANDS, DOCUMENTS, EXACT, sketch
 from seqmill.pipeline.dedup.verify import shingle, verify
-from seqmill.pipeline.execution import (
-    Executor,
-    Progress,
-    Record,
-    Unit,
-    WorkFunction,
-    file_reference,
-    part_references,
-    prepare_folder,
-    run_units,
-)
+from seqmill.pipeline.execution import Executor, Progress, Record, file_reference, part_references, prepare_folder
 from seqmill.pipeline.funnel import add_counts, funnel_entry
+from seqmill.pipeline.ingest import IngestConfig, ingest
+from seqmill.pipeline.normalise import NormaliseConfig
+from seqmill.storage import fingerprint
 
 SHOWN_SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
 # Settings that a phase does not depend on, as they are told to it: changing them repeats only what they change.
-NOT_FOR_REMOVALS: dict[str, Any] = {"memory_mb": DedupConfig.memory_mb, "alarm_share": DedupConfig.alarm_share}
-NOT_FOR_CANDIDATES = {**NOT_FOR_REMOVALS, "threshold": DedupConfig.threshold}
+NOT_FOR_REMOVALS: dict[str, Any] = {
+    name: getattr(DedupConfig, name) for name in ("memory_mb", "alarm_share", "holdout", "index")
+}
+NOT_FOR_CANDIDATES = NOT_FOR_REMOVALS | {
+    name: getattr(DedupConfig, name) for name in ("threshold", "containment", "holdout_ngram", "holdout_share")
+}
+NOT_FOR_THE_INDEX = NOT_FOR_CANDIDATES | {name: getattr(DedupConfig, name) for name in ("source_priority",)}
 
 log = logging.getLogger("seqmill")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What takes part: the documents in order of position, and what is known of them."""
+
+    config: DedupConfig
+    phases: Phases
+    parts: tuple[Part, ...]  # of the index, then of the input
+    sketches: Mapping[str, References]  # kind -> one file per part
+    fresh: int  # position of the input's first document
+    total: int  # documents of the index and of the input
+
+    @property
+    def decided_by(self) -> dict[str, Any]:
+        """The settings that decide about removals, for payloads."""
+        return {"config": {**asdict(self.config), **NOT_FOR_REMOVALS}}
+
+    @property
+    def found_by(self) -> dict[str, Any]:
+        """The settings that decide which candidates there are, for payloads."""
+        return {"config": {**asdict(self.config), **NOT_FOR_CANDIDATES}}
+
+    @property
+    def new(self) -> list[int]:
+        """The indices of the input's parts."""
+        return [k for k, part in enumerate(self.parts) if part.kept_from == INPUT]
+
+    def sketch_of(self, k: int) -> dict[str, Any]:
+        """The sketch of part `k`, by kind."""
+        return {kind: self.sketches[kind][k] for kind in KINDS}
 
 
 def dedup(documents: Path, config: DedupConfig, out: Path, executor: Executor, progress: Progress) -> dict[str, Any]:
@@ -63,69 +100,145 @@ def dedup(documents: Path, config: DedupConfig, out: Path, executor: Executor, p
 
     Returns:
         The manifest: funnel, totals, per-source table, and what the preset can be expected to find.
+
+    Raises:
+        UserError: the documents, the index or the holdout set do not fit the settings or the memory.
     """
     manifest = open_manifest(documents, "documents")
-    total = sum(file["rows"] for file in manifest["files"])
-    memory = config.memory_mb * 2**20
-    _require_memory(total, memory)
     prepare_folder(out)
-    state = out / STATE_FOLDER
-    parts = _parts(documents, manifest)
-    found_by = {"config": {**asdict(config), **NOT_FOR_CANDIDATES}}  # the threshold can change without a new sketch
-    decided_by = {"config": {**asdict(config), **NOT_FOR_REMOVALS}}
+    phases = Phases(out / STATE_FOLDER, config.memory_mb * 2**20, executor, progress)
+    with _index_of(config, manifest) as index:
+        compared = _sketch(documents, manifest, config, phases, index)
+        held, held_out, matches = _match_holdout(compared, out)
+        exact_files, near_files, verification = _find_duplicates(compared, matches)
+        told = {"exact": exact_files, "near": near_files, "holdout": matches}
+        decided = phases.run("decide", decide, {"decide": told})[0]
+        removals, sizes = (file_reference(phases.state, file) for file in decided.files)
+        parts = [compared.parts[k] for k in compared.new]
+        removed = _write_evidence(compared, held, removals, out)
+        shared = {**compared.decided_by, "removals": removals, "sizes": sizes}
+        kept = phases.over_parts("filter", filter_documents, parts, out, shared)
+        if index is not None:
+            own = [
+                {"kept": file, "sketches": compared.sketch_of(k)}
+                for k, file in zip(compared.new, files_of(kept, out), strict=True)
+            ]
+            write_generation(
+                index, phases.over_parts("remember", remember, parts, index.folder, {"removals": removals}, own)
+            )
+    found = {"verification": verification, "overlap": removed.stats["overlap"], "holdout": held_out}
+    if index is not None:
+        found["index"] = {"documents_before": index.documents, "generation": index.folder.name}
+    return _publish(out, config, kept, found)
 
-    def units(name: str, work: WorkFunction, payloads: Mapping[str, Any], folder: Path = state) -> list[Record]:
-        listed = [Unit(unit, payload) for unit, payload in payloads.items()]
-        return run_units(f"dedup {name}", work, listed, folder, executor, progress)
 
-    def each_part(name: str, work: WorkFunction, folder: Path, shared: Any, more: Any = None) -> list[Record]:
-        payloads = {part: {**payload, **shared, **(more or {}).get(part, {})} for part, payload in parts.items()}
-        return units(name, work, payloads, folder)
+def _index_of(config: DedupConfig, manifest: Mapping[str, Any]) -> Any:
+    """The configured index, held while in use, or None."""
+    if config.index is None:
+        return nullcontext()
+    settings = {name: value for name, value in asdict(config).items() if name not in NOT_FOR_THE_INDEX}
+    decided = fingerprint([asdict(config) | NOT_FOR_REMOVALS, config.holdout])
+    made_from = {"documents": manifest["fingerprint"], "settings": decided}
+    return open_index(Path(config.index).absolute(), settings, made_from)
 
-    def each_range(name: str, work: WorkFunction, kind: str, row_bytes: int, **shared: Any) -> list[dict[str, Any]]:
-        ranges = count_ranges(sum(file["rows"] for file in sketches[kind]), row_bytes, memory)
-        payloads = {
-            f"{name}-{k:05d}": {
-                "name": f"{name}-{k:05d}",
-                "range": k,
-                "ranges": ranges,
-                "files": sketches[kind],
-                **shared,
-            }
-            for k in range(ranges)
-        }
-        records = units(name, work, payloads)
-        largest.append(max(record.stats.get("largest", 0) for record in records))
-        return _files(records, state)
 
-    largest: list[int] = []
-    sketches = _by_kind(each_part("sketch", sketch, state / "sketch", found_by), parts, state / "sketch")
-    exact_files = each_range("exact", exact, EXACT, EXACT_ROW_BYTES) if config.exact else []
-    edges = each_range("bucket", bucket, BANDS, BAND_ROW_BYTES, documents=total, exact=exact_files)
-    inputs = {"documents": total, "edges": edges, "sketches": sketches[DOCUMENTS], "memory": memory}
-    clusters = units("cluster", cluster, {"cluster": inputs})[0]
-    cluster_file, count = file_reference(state, clusters.files[0]), clusters.stats["units"]
-    own = {part: {"sketch": file} for part, file in zip(parts, sketches[DOCUMENTS], strict=True)}
-    shared = {**found_by, "clusters": cluster_file, "units": count}
-    sets = _files(each_part("shingle", shingle, state / "shingle", shared, own), state / "shingle")
-    chosen = {
-        f"verify-{k:05d}": {"name": f"verify-{k:05d}", "unit": k, "shingles": sets, **decided_by} for k in range(count)
+def _sketch(
+    documents: Path, manifest: Mapping[str, Any], config: DedupConfig, phases: Phases, index: Index | None
+) -> Comparison:
+    """Number the documents and sketch those of the input."""
+    fresh = index.documents if index else 0
+    parts, first = [], fresh
+    for file, (name, found) in zip(manifest["files"], part_references(documents, manifest).items(), strict=True):
+        parts.append(Part(name, {**found, "rows": file["rows"]}, first, INPUT))
+        first += file["rows"]
+    _require_memory(first, phases.memory)
+    held = index.sketches if index else {kind: [] for kind in KINDS}
+    compared = Comparison(config, phases, (*(index.parts if index else ()), *parts), held, fresh, first)
+    folder = phases.state / "sketch"
+    sketches = {kind: list(held[kind]) for kind in KINDS}
+    for record, part in zip(phases.over_parts("sketch", sketch, parts, folder, compared.found_by), parts, strict=True):
+        for file in record.files:
+            known = {**file_reference(folder, file), "rows": file.rows, "first": part.first}
+            sketches[file.name.split(".")[-2]].append(known)
+    return replace(compared, sketches=sketches)
+
+
+def _match_holdout(compared: Comparison, out: Path) -> tuple[References, dict[str, Any], References]:
+    """Compare the input with the holdout documents; returns their file, what was counted, and the removals."""
+    config, phases = compared.config, compared.phases
+    if not config.holdout:
+        return [], {}, []
+    folder = _holdout_documents(config.holdout, out / HOLDOUT, phases)
+    manifest = open_manifest(folder, "documents")
+    told = {"parts": list(part_references(folder, manifest).values()), "memory": phases.memory, **compared.decided_by}
+    state = phases.state / HOLDOUT
+    made = phases.run("reference", reference, {"reference": told}, state)[0]
+    files = {file.name: {**file_reference(state, file), "rows": file.rows} for file in made.files}
+    names = ("documents.arrow", "bands.arrow", "runs.arrow")
+    shared = {
+        **compared.decided_by,
+        "reference": [files[name] for name in names],
+        "holdout_first": compared.total,
     }
-    verified = units("verify", verify, chosen)
-    near_files = _files(verified, state)
-    decided = units("decide", decide, {"decide": {"exact": exact_files, "near": near_files}})[0]
-    removals, sizes = (file_reference(state, file) for file in decided.files)
-    told = {"evidence": {"removals": removals, "sketches": sketches[DOCUMENTS]}}
-    removed = units("evidence", evidence, told, out)[0]
-    kept = each_part("filter", filter_documents, out, {**decided_by, "removals": removals, "sizes": sizes})
+    parts = [compared.parts[k] for k in compared.new]
+    own = [{"sketches": compared.sketch_of(k)} for k in compared.new]
+    records = phases.over_parts("match", match, parts, state / "match", shared, own)
+    counts = {kind: sum(record.stats[kind] for record in records) for kind in MATCHES}
+    held = {**files[names[0]], "first": compared.total, "kept_from": HOLDOUT}
+    return [held], {**made.stats, "removed": counts}, files_of(records, state / "match")
+
+
+def _holdout_documents(paths: Sequence[str], out: Path, phases: Phases) -> Path:
+    """The documents folder that the holdout paths name, or one made from raw files in OUT/holdout."""
+    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
+        return Path(paths[0]).absolute()
+    ingest(IngestConfig(tuple(paths)), NormaliseConfig(), out, phases.executor, phases.progress)
+    return out
+
+
+def _find_duplicates(compared: Comparison, gone: References) -> tuple[References, References, dict[str, Any]]:
+    """The removals of equal and of similar documents among those not yet gone, and what was counted."""
+    config, phases, sketches = compared.config, compared.phases, compared.sketches
+    if not config.compares:
+        return [], [], {}
+    where = {"documents": compared.total, "fresh": compared.fresh}
+    exact_files: References = []
+    if config.exact:
+        found = phases.over_ranges("exact", exact, sketches[EXACT], EXACT_ROW_BYTES, {**where, "gone": gone})
+        exact_files = files_of(found, phases.state)
+    told = {**where, "gone": [*gone, *exact_files]}
+    buckets = phases.over_ranges("bucket", bucket, sketches[BANDS], BAND_ROW_BYTES, told)
+    edges = {**where, "edges": files_of(buckets, phases.state), "sketches": sketches[DOCUMENTS]}
+    clusters = phases.run("cluster", cluster, {"cluster": {**edges, "memory": phases.memory}})[0]
+    verified = _verify(compared, file_reference(phases.state, clusters.files[0]), clusters.stats["units"])
     verification = {
         "candidates": clusters.stats["candidates"],
         "candidate_clusters_up_to": clusters.stats["candidate_clusters_up_to"],
-        "largest_bucket": largest[-1],
+        "largest_bucket": max(record.stats["largest"] for record in buckets),
         "kept_after_verification": sum(record.stats["kept_after_verification"] for record in verified),
         "capped_buckets": sum(record.stats["capped_buckets"] for record in verified),
     }
-    return _publish(out, config, kept, verification, removed.stats["overlap"])
+    return exact_files, files_of(verified, phases.state), verification
+
+
+def _verify(compared: Comparison, clusters: Mapping[str, Any], units: int) -> list[Record]:
+    """Compare the members of each cluster."""
+    phases, folder = compared.phases, compared.phases.state / "shingle"
+    own = [{"sketch": file} for file in compared.sketches[DOCUMENTS]]
+    shared = {**compared.found_by, "clusters": clusters, "units": units}
+    sets = files_of(phases.over_parts("shingle", shingle, compared.parts, folder, shared, own), folder)
+    told = {"shingles": sets, "fresh": compared.fresh, **compared.decided_by}
+    names = [f"verify-{k:05d}" for k in range(units)]
+    return phases.run("verify", verify, {name: {"name": name, "unit": k, **told} for k, name in enumerate(names)})
+
+
+def _write_evidence(compared: Comparison, held: References, removals: Mapping[str, Any], out: Path) -> Record:
+    labelled = [
+        {**file, "kept_from": part.kept_from}
+        for file, part in zip(compared.sketches[DOCUMENTS], compared.parts, strict=True)
+    ]
+    told = {"removals": removals, "sketches": [*labelled, *held]}
+    return compared.phases.run("evidence", evidence, {"evidence": told}, out)[0]
 
 
 def _require_memory(documents: int, memory: int) -> None:
@@ -138,50 +251,20 @@ def _require_memory(documents: int, memory: int) -> None:
         )
 
 
-def _parts(documents: Path, manifest: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Part name -> what its units are told: its file, its rows, and the position of its first document."""
-    parts, first = {}, 0
-    references = part_references(documents, manifest)
-    for file, (part, reference) in zip(manifest["files"], references.items(), strict=True):
-        parts[part] = {"part": part, "documents": {**reference, "rows": file["rows"]}, "first": first}
-        first += file["rows"]
-    return parts
-
-
-def _by_kind(
-    records: Sequence[Record], parts: Mapping[str, Mapping[str, Any]], folder: Path
-) -> dict[str, list[dict[str, Any]]]:
-    """The files of the sketch units by kind, in the order of the parts, each with its part's first position."""
-    found: dict[str, list[dict[str, Any]]] = {DOCUMENTS: [], EXACT: [], BANDS: []}
-    for record, part in zip(records, parts.values(), strict=True):
-        for file in record.files:
-            reference = {**file_reference(folder, file), "rows": file.rows, "first": part["first"]}
-            found[file.name.split(".")[-2]].append(reference)
-    return found
-
-
-def _files(records: Sequence[Record], folder: Path) -> list[dict[str, Any]]:
-    return [file_reference(folder, file) for record in records for file in record.files]
-
-
-def _publish(
-    out: Path,
-    config: DedupConfig,
-    kept: Sequence[Record],
-    verification: Mapping[str, Any],
-    overlap: Sequence[Mapping[str, Any]],
-) -> dict[str, Any]:
-    """Write the manifest; the funnel has one line for exact and one for near duplicates."""
+def _publish(out: Path, config: DedupConfig, kept: Sequence[Record], found: Mapping[str, Any]) -> dict[str, Any]:
+    """Write the manifest; the funnel has a line for the holdout, for exact and for near duplicates."""
     sources: dict[str, dict[str, dict[str, int]]] = {}
-    totals: dict[str, dict[str, int]] = {reason: {"documents": 0, "bytes": 0} for reason in ("exact", "near", "kept")}
+    totals: dict[str, dict[str, int]] = {reason: {"documents": 0, "bytes": 0} for reason in (*REASONS, "kept")}
     for record in kept:
         for source, reasons in record.stats["sources"].items():
             for reason, count in reasons.items():
                 add_counts(sources.setdefault(source, {}).setdefault(reason, {}), count)
                 add_counts(totals[reason], count)
     entered = {unit: sum(total[unit] for total in totals.values()) for unit in ("documents", "bytes")}
-    exact = funnel_entry("exact dedup", entered, {"exact": totals["exact"]})
-    left = {"documents": exact["documents_out"], "bytes": exact["bytes_out"]}
+    funnel: list[dict[str, Any]] = []
+    for reason in ("holdout", "exact", "near") if config.holdout else ("exact", "near"):
+        funnel.append(funnel_entry(f"{reason} dedup", entered, {reason: totals[reason]}))
+        entered = {unit: funnel[-1][f"{unit}_out"] for unit in ("documents", "bytes")}
     decided = {**asdict(config), **NOT_FOR_REMOVALS}
     return write_manifest(
         out,
@@ -189,12 +272,11 @@ def _publish(
         [file for record in kept for file in record.files],
         stage="dedup",
         config=decided,
-        funnel=[exact, funnel_entry("near dedup", left, {"near": totals["near"]})],
+        funnel=funnel,
         totals=totals["kept"],
         by_source=sources,
         alarms=_alarms(sources, config.alarm_share),
-        overlap=list(overlap),
-        verification=dict(verification),
+        **found,
         expected_recall={str(s): round(config.recipe.recall(s), 4) for s in SHOWN_SIMILARITIES},
     )
 

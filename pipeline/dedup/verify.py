@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seqmill.pipeline.dedup.characters import character_tables
 from seqmill.pipeline.dedup.clusters import verified_leaders
@@ -81,10 +82,13 @@ def _batch(path: Path, index: int) -> pa.RecordBatch:
 
 
 def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
-    """Decide for the clusters of one unit who is removed, for whom, and how similar they are."""
-    config = config_of(payload)
+    """Decide for the clusters of one unit who is removed, for whom, and how similar they are. Documents of the index,
+    those before position `fresh`, come first and stay."""
+    config, fresh = config_of(payload), payload["fresh"]
     table = pa.Table.from_batches([_batch(Path(file["path"]), payload["unit"]) for file in payload["shingles"]])
-    order = np.lexsort([table[name].to_numpy() for name in ("position", "rank", "cluster")])
+    last_first = ("position", "rank", "is_fresh", "cluster")
+    table = table.append_column("is_fresh", pc.greater_equal(table["position"], fresh))
+    order = np.lexsort([table[name].to_numpy() for name in last_first])
     table = table.take(pa.array(order)).combine_chunks()
     position, cluster = table["position"].to_numpy(), table["cluster"].to_numpy()
     starts = np.flatnonzero(np.diff(cluster, prepend=-1))
@@ -97,12 +101,14 @@ def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
         len(names),
         sets.offsets.to_numpy(),
         sets.values.to_numpy(),
+        position < fresh,
         config.threshold,
+        np.inf if config.containment is None else config.containment,
     )
     gone = np.flatnonzero(leader != np.arange(len(leader)))
     found = {"removed": position[gone], "kept": position[leader[gone]], "similarity": similarity[gone]}
     removed = pa.table(found).combine_chunks()
     name = f"{payload['name']}.arrow"
     rows = write_arrow(out / name, removed.schema, removed.to_batches())
-    kept = len(table) - len(gone) - len(starts)
+    kept = int(np.sum(position >= fresh) - np.sum(position[starts] >= fresh)) - len(gone)
     return UnitResult({name: rows}, {"kept_after_verification": kept, "capped_buckets": int(capped)})

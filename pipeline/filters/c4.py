@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqmill.pipeline.dedup.characters import SPACE
-from seqmill.pipeline.dedup.shingles import _decode as decode
+from seqmill.pipeline.dedup.shingles import decode
 from seqmill.pipeline.documents import utf8_buffers
 from seqmill.pipeline.filters.characters import KIND, code_points, flag_table
 from seqmill.pipeline.filters.config import C4Rules

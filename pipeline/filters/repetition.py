@@ -8,8 +8,7 @@ import numba
 import numpy as np
 
 from seqmill.pipeline.dedup.characters import ALONE, SPACE, WORD
-from seqmill.pipeline.dedup.shingles import _decode as decode
-from seqmill.pipeline.dedup.shingles import mix
+from seqmill.pipeline.dedup.shingles import decode, mix
 from seqmill.pipeline.filters.characters import KIND
 from seqmill.pipeline.filters.words import _MULTIPLIER, _SEED, extend_hash
 

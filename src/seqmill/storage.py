@@ -147,8 +147,13 @@ def read_metadata(schema: pa.Schema) -> dict[str, Any]:
     return described
 
 
-def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]) -> int:
+def write_arrow(
+    path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch], compression: str | None = None
+) -> int:
     """Write an Arrow IPC stream atomically; returns the number of rows.
+
+    Args:
+        compression: "zstd" or "lz4" of every buffer, for what is read seldom: it cannot be mapped without a copy.
 
     The stream format, not the file format, so that `datasets.Dataset.from_file` maps it without a copy.
     """
@@ -156,7 +161,7 @@ def write_arrow(path: Path, schema: pa.Schema, batches: Iterable[pa.RecordBatch]
     with (
         atomic_path(path) as temporary,
         pa.OSFile(str(temporary), "wb") as sink,
-        pa.ipc.new_stream(sink, schema) as writer,
+        pa.ipc.new_stream(sink, schema, options=pa.ipc.IpcWriteOptions(compression=compression)) as writer,
     ):
         for batch in batches:
             writer.write_batch(batch)

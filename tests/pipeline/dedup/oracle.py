@@ -84,14 +84,32 @@ def signature(text: str, ngram: int, multipliers: list[int], addends: list[int])
     ]
 
 
-def leaders(cluster: list[set[int]], threshold: float) -> list[int]:
-    """For each member in survivor order, the earlier kept member that is similar enough, or itself."""
+def leaders(cluster: list[set[int]], is_held: list[bool], threshold: float, containment: float) -> list[int]:
+    """For each member in survivor order, the earlier kept member that is similar enough or holds it, or itself."""
     kept: list[int] = []
     chosen = []
     for m, mine in enumerate(cluster):
         similar = [
-            k for k in kept if mine | cluster[k] and len(mine & cluster[k]) / len(mine | cluster[k]) >= threshold
+            k
+            for k in kept
+            if (mine | cluster[k] and len(mine & cluster[k]) / len(mine | cluster[k]) >= threshold)
+            or (mine and len(mine & cluster[k]) / len(mine) >= containment)
         ]
-        chosen.append(similar[0] if similar else m)
-        kept += [] if similar else [m]
+        chosen.append(similar[0] if similar and not is_held[m] else m)
+        kept += [m] if chosen[-1] == m else []
     return chosen
+
+
+def contained(text: str, held: list[str], ngram: int) -> tuple[int, float]:
+    """The first held text of which `text` holds the largest share of runs of words, and the share."""
+    mine, best = set(runs(text, ngram)), (-1, 0.0)
+    for k, other in enumerate(held):
+        theirs = set(runs(other, ngram))
+        share = len(mine & theirs) / len(theirs) if theirs else 0.0
+        best = (k, share) if share > best[1] else best
+    return best
+
+
+def runs(text: str, ngram: int) -> list[tuple[str, ...]]:
+    found = words(text)
+    return [tuple(found[k : k + ngram]) for k in range(len(found) - ngram + 1)]

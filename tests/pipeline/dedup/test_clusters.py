@@ -40,7 +40,7 @@ def test_joined_documents_are_the_connected_components(documents: int, bands: li
     graph = networkx.empty_graph(documents)
     for band in bands:
         keys = np.array(band[:documents], np.uint64)
-        first, other, largest = star_edges(keys, np.arange(documents), np.argsort(keys, kind="stable"))
+        first, other, largest = star_edges(keys, np.arange(documents), np.argsort(keys, kind="stable"), 0)
         assert largest == max(np.unique(keys, return_counts=True)[1])
         assert len(first) == documents - len(np.unique(keys))
         join_pairs(first, other, parent)
@@ -57,21 +57,36 @@ def test_jaccard_equals_set_arithmetic(a: set[int], b: set[int]) -> None:
     assert jaccard(sorted_array(a), sorted_array(b)) == expected
 
 
-@given(st.lists(SETS, max_size=4), st.sampled_from([0.3, 0.5, 0.8, 1.0]))
-def test_leaders_equal_the_oracle_in_every_cluster(clusters: list[list[set[int]]], threshold: float) -> None:
+@given(
+    st.lists(SETS, max_size=4),
+    st.sampled_from([0.3, 0.5, 0.8, 1.0]),
+    st.sampled_from([0.5, 0.9, 1.0, np.inf]),
+    st.integers(0, 3),
+)
+def test_leaders_equal_the_oracle_in_every_cluster(
+    clusters: list[list[set[int]]], threshold: float, containment: float, held: int
+) -> None:
+    is_held = [k < held for cluster in clusters for k in range(len(cluster))]
     members = [member for cluster in clusters for member in cluster]
     set_offsets = np.cumsum([0, *(len(member) for member in members)])
     shingles = np.concatenate([np.empty(0, np.uint64), *map(sorted_array, members)])
     cluster_offsets = np.cumsum([0, *(len(cluster) for cluster in clusters)])
     one_bucket = np.repeat(np.arange(len(clusters)), [len(cluster) for cluster in clusters])[:, None]
     leader, similarity, capped = verified_leaders(
-        cluster_offsets, one_bucket, len(clusters), set_offsets, shingles, threshold
+        cluster_offsets,
+        one_bucket,
+        len(clusters),
+        set_offsets,
+        shingles,
+        np.array(is_held, bool),
+        threshold,
+        containment,
     )
     assert capped == 0
     expected = [
         start + k
         for start, cluster in zip(cluster_offsets, clusters, strict=False)
-        for k in oracle.leaders(cluster, threshold)
+        for k in oracle.leaders(cluster, [m < held for m in range(len(cluster))], threshold, containment)
     ]
     assert leader.tolist() == expected
     for m, k in enumerate(expected):
@@ -83,14 +98,18 @@ def test_similarity_does_not_pass_on_through_a_removed_document() -> None:
     a, b, c = set(range(0, 10)), set(range(1, 11)), set(range(2, 12))  # a~b and b~c at 9/11, a~c at 8/12
     offsets = np.array([0, 10, 20, 30])
     shingles = np.concatenate([sorted_array(one) for one in (a, b, c)])
-    leader, _, _ = verified_leaders(np.array([0, 3]), np.zeros((3, 1), np.int64), 1, offsets, shingles, 0.8)
+    leader, _, _ = verified_leaders(
+        np.array([0, 3]), np.zeros((3, 1), np.int64), 1, offsets, shingles, np.zeros(3, bool), 0.8, np.inf
+    )
     assert leader.tolist() == [0, 0, 2]
 
 
 def test_only_documents_that_share_a_bucket_are_compared_and_the_first_kept_one_wins() -> None:
     same = np.tile(sorted_array(set(range(10))), 4)
     bucket = np.array([[0, 3], [1, 4], [1, 3], [2, 5]])  # 2 meets 1 in a band before it meets 0 in another
-    leader, _, _ = verified_leaders(np.array([0, 4]), bucket, 6, np.arange(0, 50, 10), same, 0.8)
+    leader, _, _ = verified_leaders(
+        np.array([0, 4]), bucket, 6, np.arange(0, 50, 10), same, np.zeros(4, bool), 0.8, np.inf
+    )
     assert leader.tolist() == [0, 1, 0, 3]
 
 
@@ -101,7 +120,15 @@ def test_a_bucket_of_many_different_documents_is_compared_with_its_first_leaders
     shingles[-2] = MOST_LEADERS + 5  # equal to one that is not
     bucket = np.zeros((documents, 1), np.int64)
     offsets = np.arange(documents + 1)
-    leader, _, capped = verified_leaders(np.array([0, documents]), bucket, 1, offsets, shingles, 0.8)
+    leader, _, capped = verified_leaders(
+        np.array([0, documents]), bucket, 1, offsets, shingles, np.zeros(documents, bool), 0.8, np.inf
+    )
     assert np.flatnonzero(leader != offsets[:-1]).tolist() == [documents - 1]
     assert leader[-1] == 5
     assert capped == 1
+
+
+def test_a_bucket_of_documents_that_were_compared_before_has_no_edges() -> None:
+    keys = np.array([5, 5, 7, 7, 7], np.uint64)
+    first, other, largest = star_edges(keys, np.array([0, 1, 0, 2, 4]), np.arange(5), 3)
+    assert (first.tolist(), other.tolist(), largest) == ([0, 0], [2, 4], 3)

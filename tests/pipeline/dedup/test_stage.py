@@ -1,85 +1,14 @@
-import json
-import random
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from seqmill.errors import UserError
-from seqmill.pipeline.dedup import DedupConfig, candidates, dedup, exchange, stage
-from seqmill.pipeline.executors import LocalExecutor
-from seqmill.pipeline.funnel import check_funnel
-from seqmill.pipeline.ingest import IngestConfig, ingest
-from seqmill.pipeline.normalise import NormaliseConfig
-from seqmill.pipeline.progress import Silent
-from seqmill.storage import read_arrow
+from seqmill.pipeline.dedup import DedupConfig, candidates, exchange, stage
 
 from . import oracle
-
-Records = list[dict[str, str]]
-
-
-def word(number: int) -> str:
-    """A word without digits, which the default preset folds: 205 -> "wcaf"."""
-    return "w" + "".join("abcdefghij"[int(digit)] for digit in str(number))
-
-
-def article(seed: int, length: int = 200) -> list[str]:
-    draw = random.Random(seed)
-    return [word(draw.randrange(5000)) for _ in range(length)]
-
-
-def changed(words: list[str], places: int, seed: int) -> list[str]:
-    draw = random.Random(seed)
-    copy = list(words)
-    for place in draw.sample(range(len(copy)), places):
-        copy[place] = f"new{word(draw.randrange(5000))}"
-    return copy
-
-
-class Deduplicated:
-    def __init__(self, out: Path, manifest: dict[str, Any]) -> None:
-        self.manifest = manifest
-        self.kept = pa.concat_tables(read_arrow(out / file["name"]) for file in manifest["files"])
-        self.removed = pq.read_table(out / "removed.parquet")
-        self.files = {path.name: path.read_bytes() for path in out.iterdir() if path.is_file()}
-
-    def kept_ids(self) -> list[str]:
-        return self.kept["id"].to_pylist()
-
-    def removed_ids(self) -> dict[str, tuple[str, str]]:
-        columns = (self.removed[name].to_pylist() for name in ("id", "reason", "kept_id"))
-        return {id_: (reason, kept) for id_, reason, kept in zip(*columns, strict=True)}
-
-
-@pytest.fixture
-def run_dedup(tmp_path: Path) -> Callable[..., Deduplicated]:
-    def call(records: Records, per_file: int = 50, workers: int = 1, tag: str = "x", **config: Any) -> Deduplicated:
-        raw = tmp_path / f"raw-{tag}"
-        raw.mkdir(exist_ok=True)
-        for first in range(0, len(records), per_file):
-            lines = [json.dumps(record) + "\n" for record in records[first : first + per_file]]
-            (raw / f"{first:06d}.jsonl").write_text("".join(lines))
-        documents, out = tmp_path / f"documents-{tag}", tmp_path / f"dedup-{tag}"
-        executor = LocalExecutor(workers)
-        small_units = IngestConfig((str(raw),), unit_bytes=4096)
-        ingest(small_units, NormaliseConfig(), documents, executor, Silent())
-        manifest = dedup(documents, DedupConfig(**config), out, executor, Silent())
-        check_funnel(manifest["funnel"])
-        found = Deduplicated(out, manifest)
-        entered = manifest["funnel"][0]["documents_in"]
-        assert entered == len(found.kept) + len(found.removed)
-        assert manifest["totals"]["bytes"] == sum(len(text.encode()) for text in found.kept["text"].to_pylist())
-        return found
-
-    return call
-
-
-def record(id_: str, words: list[str], source: str = "web") -> dict[str, str]:
-    return {"id": id_, "text": " ".join(words), "source": source}
+from .made import Deduplicated, Records, article, changed, record
 
 
 def test_exact_copies_up_to_white_space_and_composition_are_removed(run_dedup: Callable[..., Deduplicated]) -> None:
@@ -209,7 +138,13 @@ def test_groups_compare_their_sources_with_each_other_only(run_dedup: Callable[.
     found = run_dedup(records, scope="groups", groups={"crawl": ["cc", "web"]})
     assert sorted(found.kept["source"].to_pylist()) == ["books", "cc", "wiki"]
     assert found.manifest["overlap"] == [
-        {"source": "web", "kept_source": "cc", "documents": 1, "bytes": len(records[0]["text"])}
+        {
+            "source": "web",
+            "kept_from": "input",
+            "kept_source": "cc",
+            "documents": 1,
+            "bytes": len(records[0]["text"]),
+        }
     ]
 
 
@@ -219,7 +154,9 @@ def test_overlap_counts_exact_and_near_removals_by_both_sources(run_dedup: Calla
     records += [record("4", article(9), "web")]
     found = run_dedup(records)
     size = sum(len(records[k]["text"]) for k in (1, 2))
-    assert found.manifest["overlap"] == [{"source": "web", "kept_source": "books", "documents": 2, "bytes": size}]
+    assert found.manifest["overlap"] == [
+        {"source": "web", "kept_from": "input", "kept_source": "books", "documents": 2, "bytes": size}
+    ]
 
 
 def test_a_source_that_loses_too_much_raises_an_alarm(
@@ -246,6 +183,22 @@ def test_every_preset_finds_a_slightly_edited_copy(run_dedup: Callable[..., Dedu
     base = article(1, 400)
     records = [record("long", [*base, "end"]), record("short", base), record("other", article(2))]
     assert run_dedup(records, preset=preset).removed_ids() == {"short": ("near", "long")}
+
+
+def test_a_part_of_a_longer_document_goes_by_containment(run_dedup: Callable[..., Deduplicated]) -> None:
+    whole = article(1, 400)
+    records = [record("whole", whole), record("part", whole[:300]), record("mixed", [*whole[:280], *article(7, 60)])]
+    alike = oracle.jaccard(records[0]["text"], records[1]["text"], 5)
+    assert alike < 0.8
+    assert len(run_dedup(records, tag="similar").kept) == 3
+    found = run_dedup(records, tag="contained", containment=0.95, bands=100, rows=2)
+    assert found.removed_ids() == {"part": ("near", "whole")}
+    assert found.removed["similarity"][0].as_py() == pytest.approx(alike, abs=1e-6)
+
+
+def test_without_a_scope_nothing_is_compared(run_dedup: Callable[..., Deduplicated]) -> None:
+    found = run_dedup([record(str(k), article(1)) for k in range(3)], scope="none")
+    assert (len(found.kept), len(found.removed)) == (3, 0)
 
 
 def test_the_preferred_source_survives_even_when_shorter(run_dedup: Callable[..., Deduplicated]) -> None:
@@ -285,6 +238,12 @@ def test_an_empty_corpus_stays_empty(run_dedup: Callable[..., Deduplicated], tmp
         ({"alarm_share": 2.0}, "between 0 and 1"),
         ({"threshold": 0.0}, "above 0"),
         ({"threshold": 1.5}, "dedup.threshold = 1.5"),
+        ({"containment": 0.0}, "dedup.containment = 0.0"),
+        ({"holdout_share": 1.1}, "dedup.holdout_share = 1.1"),
+        ({"holdout_ngram": 0}, "dedup.holdout_ngram = 0"),
+        ({"holdout": "eval.jsonl"}, "a list of paths is needed"),
+        ({"index": "seen", "scope": "none"}, "dedup.index needs"),
+        ({"index": "seen", "exact": False, "near": False}, "dedup.index needs"),
     ],
 )
 def test_impossible_settings_are_refused(config: dict[str, Any], message: str) -> None:
