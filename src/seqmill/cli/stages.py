@@ -87,17 +87,44 @@ def dedup(
     bands: Annotated[int | None, typer.Option(help="Bands of the signature; default: the preset's.")] = None,
     rows: Annotated[int | None, typer.Option(help="Rows of a band; default: the preset's.")] = None,
     ngram: Annotated[int | None, typer.Option(help="Units of a shingle; default: the preset's.")] = None,
+    containment: Annotated[
+        float | None, typer.Option(help="Share of a document's shingles in a kept one that removes it too.")
+    ] = None,
+    index: Annotated[
+        Path | None, typer.Option(help="Folder that remembers kept documents: compare with it, and add to it.")
+    ] = None,
+    holdout: Annotated[
+        list[str], typer.Option(help="Evaluation set (repeat for more): what matches it is removed.")
+    ] = [],  # noqa: B006
+    holdout_share: Annotated[
+        float, typer.Option(help="Share of a holdout document's 13-grams in one document that removes it.")
+    ] = 0.8,
+    holdout_ngram: Annotated[int, typer.Option(help="Words per run, instead of 13.")] = 13,
+    memory_mb: Annotated[int, typer.Option(help="MiB that a unit plans with.")] = 1024,
     executor: ExecutorName = "local",
     workers: Workers = None,
     address: Address = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Remove exact and verified near duplicates."""
+    """Remove exact and verified near duplicates, what an index holds already, and what matches an evaluation set."""
     from seqmill.pipeline.dedup import DedupConfig
     from seqmill.pipeline.dedup import dedup as dedup_stage
 
-    config = DedupConfig(preset=preset, threshold=threshold, scope=scope, bands=bands, rows=rows, ngram=ngram)
+    config = DedupConfig(
+        preset=preset,
+        threshold=threshold,
+        containment=containment,
+        scope=scope,
+        bands=bands,
+        rows=rows,
+        ngram=ngram,
+        index=None if index is None else str(index),
+        holdout=tuple(holdout),
+        holdout_share=holdout_share,
+        holdout_ngram=holdout_ngram,
+        memory_mb=memory_mb,
+    )
     with stage_of("dedup", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs, id_field=id_field)
         stage.manifest = dedup_stage(documents, config, stage.out, stage.executor, stage.progress)
