@@ -9,16 +9,20 @@ import numpy as np
 
 from seqmill.pipeline.dedup.shingles import BUFFER, mix, next_shingles, whole_shingle
 
-_LOW = np.uint64(0xFFFFFFFF)
+_NONE = np.uint32(0xFFFFFFFF)  # in every row of a document without shingles
 
 
 def hash_family(permutations: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Multipliers and addends uint64[permutations] of h -> (a * h + b) >> 32, strongly universal on 32-bit keys
-    (Dietzfelbinger 1996)."""
+    """Odd multipliers and addends uint32[permutations] of the permutations x -> a * x + b of the 32-bit numbers.
+
+    Linear permutations, as in Broder, Charikar, Frieze, Mitzenmacher 2000, section 4; modulo a power of two, where the
+    low bits of a product are weak, they do for keys that are hashes already. 32 bits fill a vector with twice as many
+    as 64 would.
+    """
     random = np.random.Generator(np.random.Philox(seed))
     return (
-        random.integers(0, 2**64, permutations, np.uint64),
-        random.integers(0, 2**64, permutations, np.uint64),
+        random.integers(0, 2**32, permutations, np.uint32) | np.uint32(1),
+        random.integers(0, 2**32, permutations, np.uint32),
     )
 
 
@@ -30,9 +34,9 @@ def candidate_probability(similarity: float, bands: int, rows: int) -> float:
 @numba.njit(nogil=True, cache=True, inline="always")
 def _lower(row: np.ndarray, shingle: np.uint64, multipliers: np.ndarray, addends: np.ndarray) -> None:
     """Let one shingle lower the minima of `row`."""
-    key = shingle & _LOW  # 32 bits: two products of 32 x 32 bits each, which vectorise
+    key = np.uint32(shingle >> np.uint64(32))
     for p in range(len(row)):
-        row[p] = min(row[p], np.uint32((multipliers[p] * key + addends[p]) >> np.uint64(32)))
+        row[p] = min(row[p], np.uint32(multipliers[p] * key + addends[p]))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -55,7 +59,7 @@ def signature(
     Returns:
         how many shingles it has (with repeats). A document without one keeps the largest value in every row.
     """
-    row[:] = np.uint32(_LOW)
+    row[:] = _NONE
     mode = 1 if spaced else 0
     while True:
         at, carried, total = start, 0, 0

@@ -18,7 +18,7 @@ import xxhash
 from seqmill.pipeline.dedup.characters import character_tables, composed_by_nfc
 from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.dedup.minhash import band_keys, hash_family
-from seqmill.pipeline.dedup.shingles import any_marked, collapse_white_space
+from seqmill.pipeline.dedup.shingles import any_marked, collapse_white_space, may_be_space
 from seqmill.pipeline.documents import document_batches, utf8_buffers
 from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import with_metadata, write_arrow
@@ -115,7 +115,7 @@ def scope_salts(sources: pa.Array, config: DedupConfig) -> np.ndarray:
 
 def exact_keys(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The halves of the xxh3-128 of every document, with white space collapsed."""
-    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
+    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0], may_be_space())
     view = memoryview(collapsed)
     digests = b"".join(xxhash.xxh3_128_digest(view[ends[d] : ends[d + 1]]) for d in range(len(ends) - 1))
     halves = np.frombuffer(digests, ">u8").reshape(-1, 2).astype(np.uint64)

@@ -224,7 +224,7 @@ def _find_duplicates(compared: Comparison, gone: References) -> tuple[References
 def _verify(compared: Comparison, clusters: Mapping[str, Any], units: int) -> list[Record]:
     """Compare the members of each cluster."""
     phases, folder = compared.phases, compared.phases.state / "shingle"
-    own = [{"sketch": file} for file in compared.sketches[DOCUMENTS]]
+    own = [{"sketches": compared.sketch_of(k)} for k in range(len(compared.parts))]
     shared = {**compared.found_by, "clusters": clusters, "units": units}
     sets = files_of(phases.over_parts("shingle", shingle, compared.parts, folder, shared, own), folder)
     told = {"shingles": sets, "fresh": compared.fresh, **compared.decided_by}

@@ -13,7 +13,7 @@ from seqmill.pipeline.dedup.characters import character_tables
 from seqmill.pipeline.dedup.clusters import verified_leaders
 from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.dedup.shingles import shingle_sets
-from seqmill.pipeline.dedup.sketch import config_of, near_keys, nfc, scope_salts
+from seqmill.pipeline.dedup.sketch import BANDS, DOCUMENTS, config_of, nfc
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import read_arrow, write_arrow
@@ -35,10 +35,11 @@ def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
             "shingles": pa.large_list(pa.uint64()),
         }
     )
-    rank = read_arrow(Path(payload["sketch"]["path"]))["rank"].to_numpy()
-    keys, sets = _sketched(payload, mine["position"].to_numpy() - payload["first"], config)
-    columns = [mine["position"], mine["cluster"], pa.array(rank[mine["position"].to_numpy() - payload["first"]])]
-    table = pa.table([*columns, keys, sets], schema=schema)
+    rows = mine["position"].to_numpy() - payload["first"]
+    rank = read_arrow(Path(payload["sketches"][DOCUMENTS]["path"]))["rank"].take(pa.array(rows))
+    keys = _band_keys(read_arrow(Path(payload["sketches"][BANDS]["path"])), rows, config.recipe.bands)
+    sets = _shingle_sets(payload["documents"], rows, config)
+    table = pa.table([mine["position"], mine["cluster"], rank, keys, sets], schema=schema)
     unit = mine["unit"].to_numpy()
     order = np.argsort(unit, kind="stable")
     bounds = np.searchsorted(unit[order], np.arange(payload["units"] + 1))
@@ -52,27 +53,32 @@ def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
     return UnitResult({name: write_arrow(out / name, schema, batches())})
 
 
-def _sketched(
-    payload: Mapping[str, Any], rows: np.ndarray, config: DedupConfig
-) -> tuple[pa.FixedSizeListArray, pa.LargeListArray]:
-    """Band keys and shingle sets of the documents at the increasing `rows` of a part."""
+def _band_keys(bands: pa.Table, rows: np.ndarray, count: int) -> pa.FixedSizeListArray:
+    """The `count` band keys of each of the increasing `rows`, in any order: keys of different bands are different."""
+    row = bands["row"].to_numpy()
+    is_wanted = np.zeros(int(row.max(initial=0)) + 1, bool)
+    is_wanted[rows] = True
+    chosen = np.flatnonzero(is_wanted[row])
+    by_row = chosen[np.argsort(row[chosen], kind="stable")]
+    return pa.FixedSizeListArray.from_arrays(bands["key"].take(pa.array(by_row)).combine_chunks(), count)
+
+
+def _shingle_sets(documents: Mapping[str, Any], rows: np.ndarray, config: DedupConfig) -> pa.LargeListArray:
+    """Shingle sets of the documents at the increasing `rows` of a part."""
     recipe = config.recipe
     tables = character_tables(recipe.verifier)
-    keys, sizes, hashes = [np.empty((0, recipe.bands), np.uint64)], [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
+    sizes, hashes = [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
     first = 0
-    for batch in document_batches(Path(payload["documents"]["path"])):
+    for batch in document_batches(Path(documents["path"])):
         low, high = np.searchsorted(rows, [first, first + len(batch)])
-        chosen = batch.take(pa.array(rows[low:high] - first))
+        chosen = batch.column("text").take(pa.array(rows[low:high] - first))
         first += len(batch)
-        offsets, data = nfc(chosen.column("text"))
-        band, _ = near_keys(offsets, data, scope_salts(chosen.column("source"), config), config)
+        offsets, data = nfc(chosen)
         ends, found = shingle_sets(data, offsets, *tables, recipe.spaced, recipe.ngram)
-        keys.append(band)
         sizes.append(np.diff(ends))
         hashes.append(found)
-    fixed = pa.FixedSizeListArray.from_arrays(pa.array(np.concatenate(keys).reshape(-1)), recipe.bands)
     ends = np.cumsum(np.concatenate(sizes))
-    return fixed, pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(hashes)))
+    return pa.LargeListArray.from_arrays(pa.array(ends), pa.array(np.concatenate(hashes)))
 
 
 def _batch(path: Path, index: int) -> pa.RecordBatch:

@@ -77,9 +77,9 @@ def shingle_hashes(text: str, ngram: int) -> list[int]:
 
 
 def signature(text: str, ngram: int, multipliers: list[int], addends: list[int]) -> list[int]:
-    keys = [key & 0xFFFFFFFF for key in shingle_hashes(text, ngram)]
+    keys = [key >> 32 for key in shingle_hashes(text, ngram)]
     return [
-        min((((a * key + b) & MASK) >> 32 for key in keys), default=0xFFFFFFFF)
+        min(((a * key + b) % 2**32 for key in keys), default=2**32 - 1)
         for a, b in zip(multipliers, addends, strict=True)
     ]
 

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqmill.pipeline.dedup.characters import UNITS, Normaliser, character_tables, composed_by_nfc
-from seqmill.pipeline.dedup.shingles import collapse_white_space, shingle_sets
+from seqmill.pipeline.dedup.shingles import collapse_white_space, may_be_space, shingle_sets
 from seqmill.pipeline.dedup.sketch import nfc
 from seqmill.pipeline.documents import utf8_buffers
 
@@ -111,7 +111,7 @@ def test_white_space_counts_between_characters_wherever_the_buffer_ends() -> Non
 @given(TEXTS)
 def test_white_space_is_collapsed_as_split_and_join_do(texts: list[str]) -> None:
     offsets, data = utf8_buffers(pa.array(texts, pa.large_string()))
-    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0])
+    ends, collapsed = collapse_white_space(data, offsets, character_tables()[0], may_be_space())
     found = [collapsed[ends[d] : ends[d + 1]].tobytes().decode() for d in range(len(texts))]
     assert found == [" ".join(text.split()) for text in texts]
 
