@@ -14,6 +14,9 @@ from typing import Any
 
 import pytest
 
+from seqmill.cli import main
+from seqmill.pipeline import load_config
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]
 
 ROOT = Path(__file__).parents[1]
@@ -95,17 +98,48 @@ def test_the_test_command_is_what_continuous_integration_runs() -> None:
 
 
 def test_the_configuration_shown_is_the_demo() -> None:
-    (shown,) = blocks("toml")
+    shown, _ = blocks("toml")
     assert tomllib.loads(shown) == tomllib.loads((ROOT / "examples" / "demo.toml").read_text())
 
 
-def test_every_stage_command_prints_what_the_readme_shows(workplace: Path) -> None:
-    stages = commands(blocks("console")[1])
-    assert [command.split()[1] for command, _ in stages] == [
+def test_the_tables_shown_are_accepted_behind_the_demo(tmp_path: Path) -> None:
+    path = tmp_path / "demo.toml"
+    path.write_text("".join(blocks("toml")))
+    config = load_config(path)
+    assert None not in (config.filter, config.substrings, config.traps, config.mix)
+
+
+@pytest.fixture(scope="module")
+def stages(workplace: Path) -> list[tuple[str, str, list[str]]]:
+    """The commands of the first stages with what they print and what is shown; the others read their folders."""
+    return [(command, run(command, workplace), shown) for command, shown in commands(blocks("console")[1])]
+
+
+def test_every_stage_command_prints_what_the_readme_shows(stages: list[tuple[str, str, list[str]]]) -> None:
+    assert [command.split()[1] for command, _, _ in stages] == [
         "ingest", "dedup", "tokenizer", "tokenize", "pack", "inspect", "train",
     ]  # fmt: skip
-    for command, shown in stages:
-        assert_shows(run(command, workplace), shown)
+    for _, printed, shown in stages:
+        assert_shows(printed, shown)
+
+
+@pytest.mark.parametrize("block", blocks("console")[2:-1], ids=lambda block: block.split()[2])
+def test_more_stages_print_what_the_readme_shows(
+    block: str,
+    stages: list[tuple[str, str, list[str]]],
+    workplace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """In this process, which has imported everything: that takes longer than the work."""
+    monkeypatch.chdir(workplace)
+    for command, shown in commands(block):
+        assert len([line for line in shown if line.strip() != "..."]) >= 1
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code
+        assert_shows(capsys.readouterr().out, shown)
 
 
 def test_the_python_examples_run(demo: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +199,7 @@ def wait_for_jobs(address: str) -> None:
 def test_a_ray_job_runs_the_same_configuration(
     cluster: Callable[[str], str], small_config: str, tmp_path: Path
 ) -> None:
-    ((command, _),) = commands(blocks("console")[2])
+    ((command, _),) = commands(blocks("console")[-1])
     command = cluster(command)
     submitted = tmp_path / "submitted"
     submitted.mkdir()
