@@ -302,7 +302,7 @@ def _require_enough(members: int, config: InjectConfig, records: Sequence[Record
         raise UserError(
             f"{members} member traps need {members} documents; of {found['documents']} documents {found['long']} have "
             f"{config.min_document_bytes} bytes or more, and {found['suitable']} of these a space between words: lower "
-            "--min-document-bytes, make fewer traps, or add documents"
+            "traps.min_document_bytes, make fewer traps, or add documents"
         )
 
 
