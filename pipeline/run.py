@@ -1,12 +1,14 @@
 """A whole run: raw text in, trained model and report out. Run again to do only what is missing.
 
 OUT/config.json   the settings that decide the bytes
-OUT/documents     ingest and normalise       OUT/filter    by quality and language, masked   if configured
-OUT/dedup         without duplicates         OUT/substrings  without repeated spans          if configured
-OUT/traps         with copyright traps       OUT/mix       sources weighed and shuffled      both if configured
-OUT/tokenizer     the vocabulary             OUT/tokens    ids per document
-OUT/packed        rows for training          OUT/train     checkpoints and log.jsonl
+OUT/documents     ingest and normalise       OUT/filter      by quality and language, masked    (*)
+OUT/dedup         without duplicates         OUT/substrings  without repeated spans             (*)
+OUT/traps         with copyright traps (*)   OUT/mix         sources re-counted and shuffled    (*)
+OUT/tokenizer     the vocabulary             OUT/tokens      ids per document
+OUT/packed        rows for training          OUT/train       checkpoints and log.jsonl
 OUT/samples.json  continuations              OUT/report.json
+
+(*) where the configuration has a table for it; the tokenizer and the ids are made of the last folder of documents.
 """
 
 import json
