@@ -1,6 +1,7 @@
 """Raw text to packed shards, stage by stage, and the whole run.
 
-    sources -> ingest -> dedup -> train_tokenizer -> tokenize -> pack -> model_steps -> report
+    sources -> ingest -> filters -> dedup -> substrings -> traps -> mixing -> train_tokenizer -> tokenize -> pack
+            -> model_steps -> report
 
 A stage cuts its work into units (`execution`), which an executor runs here or on a Ray cluster (`executors`).
 """

@@ -2,19 +2,23 @@
 
 import tomllib
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from seqmill.errors import UserError
 from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.executors import EXECUTORS
+from seqmill.pipeline.filters.config import FilterConfig, with_preset
 from seqmill.pipeline.ingest import IngestConfig
+from seqmill.pipeline.mixing.config import MixConfig
 from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.pipeline.pack import PackConfig
 from seqmill.pipeline.settings import build
+from seqmill.pipeline.substrings.config import SubstringConfig
 from seqmill.pipeline.tokenize import TokenizeConfig
 from seqmill.pipeline.train_tokenizer import TokenizerConfig
+from seqmill.pipeline.traps.config import InjectConfig
 
 
 @dataclass(frozen=True)
@@ -51,14 +55,29 @@ class GenerateConfig:
             raise UserError(f"generate.temperature = {self.temperature}: 0 (greedy) or more is needed")
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrapsConfig(InjectConfig):
+    """`[traps]`: copyright traps to inject, made beforehand."""
+
+    file: str  # the Parquet file that `seqmill traps make` wrote
+
+    def injection(self) -> InjectConfig:
+        """What decides how they are injected: all but where they lie."""
+        return InjectConfig(**{entry.name: getattr(self, entry.name) for entry in fields(InjectConfig)})
+
+
 @dataclass(frozen=True)
 class RunConfig:
-    """A whole run. Relative paths are relative to the working directory."""
+    """A whole run. Relative paths are relative to the working directory. A stage whose table is None is left out."""
 
     out: str  # folder of the run
     ingest: IngestConfig
     normalise: NormaliseConfig = field(default_factory=NormaliseConfig)
+    filter: FilterConfig | None = None
     dedup: DedupConfig = field(default_factory=DedupConfig)
+    substrings: SubstringConfig | None = None
+    traps: TrapsConfig | None = None
+    mix: MixConfig | None = None
     tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
     tokenize: TokenizeConfig = field(default_factory=TokenizeConfig)
     pack: PackConfig = field(default_factory=PackConfig)
@@ -69,6 +88,15 @@ class RunConfig:
     def __post_init__(self) -> None:
         if self.generate and self.train is None:
             raise UserError("[generate] needs a [train] table: there is no model to generate from")
+        if self.traps and self.traps.fuzzy and not self.tokenizer.path:
+            raise UserError(
+                f"traps.fuzzy = {self.traps.fuzzy} replaces tokens, but a run injects traps before it trains a "
+                "tokenizer; name one in tokenizer.path, or set traps.fuzzy = 0"
+            )
+        if self.mix and self.mix.unit == "tokens":
+            raise UserError(
+                "mix.unit = 'tokens': a run mixes documents, which have none yet; mix by bytes or documents"
+            )
 
 
 def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -90,6 +118,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
         raise UserError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
         _override(table, override)
+    if isinstance(table.get("filter"), dict):
+        table["filter"] = with_preset(table["filter"])
     return build(RunConfig, table)
 
 

@@ -10,7 +10,6 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.pipeline.config import GenerateConfig
 from seqmill.pipeline.execution import Progress
 from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
@@ -19,6 +18,7 @@ from seqmill.tokenizers_ext import Encoder, load
 
 if TYPE_CHECKING:
     from seqmill.models import TrainConfig
+    from seqmill.pipeline.config import GenerateConfig  # whose stage of traps imports this module
 
 SAMPLES = "samples.json"
 
@@ -48,14 +48,14 @@ def train_model(packed: Path, config: "TrainConfig", out: Path, progress: Progre
     return asdict(result)
 
 
-def generate_samples(checkpoint: Path, config: GenerateConfig, out: Path) -> list[dict[str, Any]]:
+def generate_samples(checkpoint: Path, config: "GenerateConfig", out: Path) -> list[dict[str, Any]]:
     """Continue the configured prompts by packed prefill; writes and returns [{"prompt", "continuation"}]."""
     samples = continue_texts(checkpoint, config)
     write_json(out / SAMPLES, samples)
     return samples
 
 
-def continue_texts(checkpoint: Path, config: GenerateConfig) -> list[dict[str, Any]]:
+def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str, Any]]:
     """Continue prompts with the model and tokenizer of a checkpoint.
 
     Raises:

@@ -8,10 +8,24 @@ from typing import TYPE_CHECKING, Any
 
 from seqmill import __version__
 from seqmill.compress import bits_per_byte
-from seqmill.pipeline.funnel import check_funnel
+from seqmill.pipeline.funnel import UNITS, check_funnel
+from seqmill.pipeline.mixing.damage import damage_lines
 
 if TYPE_CHECKING:
     from rich.table import Table
+
+
+MOST_SOURCES = 8  # that the screen shows of a mix
+
+# The stages of the funnel, in order, and what else a report takes from their manifests.
+FIGURES = {
+    "ingest": (),
+    "filter": ("by_source", "masked"),
+    "dedup": ("expected_recall", "alarms", "overlap", "by_source", "verification"),
+    "substrings": ("by_source", "duplicates", "occurrences"),
+    "traps": ("traps", "added"),
+    "mix": ("unit", "repeated", "by_source", "damage_band"),
+}
 
 
 def build_report(
@@ -30,11 +44,12 @@ def build_report(
         samples: prompts and continuations, if there was generation.
         seconds: wall seconds per stage of this invocation.
     """
-    funnel = [entry for stage in ("ingest", "dedup") for entry in manifests.get(stage, {}).get("funnel", [])]
+    funnel = [entry for stage in FIGURES for entry in manifests.get(stage, {}).get("funnel", [])]
     check_funnel(funnel)
     tokens, packed = manifests["tokenize"], manifests["pack"]
-    assert tokens["totals"]["documents"] == funnel[-1]["documents_out"]
-    assert tokens["totals"]["bytes"] == funnel[-1]["bytes_out"]
+    repeated = manifests.get("mix", {}).get("repeated", dict.fromkeys(UNITS, 0))
+    for unit in UNITS:
+        assert tokens["totals"][unit] == funnel[-1][f"{unit}_out"] + repeated[unit], (funnel[-1], repeated)
     report: dict[str, Any] = {
         "seqmill": __version__,
         "out": str(out),
@@ -49,9 +64,9 @@ def build_report(
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
-    if "dedup" in manifests:
-        names = ("expected_recall", "alarms", "overlap", "by_source", "verification")
-        report["dedup"] = {name: manifests["dedup"][name] for name in names}
+    for stage, names in FIGURES.items():
+        if names and stage in manifests:
+            report[stage] = {name: manifests[stage][name] for name in names if name in manifests[stage]}
     if trained is not None:
         per_token = tokens["totals"]["tokens"], tokens["totals"]["bytes"]
         report["train"] = {**trained, "bits_per_byte_last": round(bits_per_byte(trained["loss_last"], *per_token), 4)}
@@ -85,10 +100,13 @@ def print_report(report: Mapping[str, Any]) -> None:
     from rich.text import Text
 
     console = Console(soft_wrap=True, highlight=False)
-    console.print(_funnel_table(report["funnel"]))
+    console.print(_funnel_table(report["funnel"], report.get("mix", {}).get("repeated")))
     if dedup := report.get("dedup"):
         curve = ", ".join(f"{similarity}: {share:.3f}" for similarity, share in dedup["expected_recall"].items())
         console.print(f"near pairs      expected to be found, by Jaccard similarity: {curve}")
+    if mixed := report.get("mix"):
+        for line in _mix_lines(mixed):
+            console.print(line)
     packing = report["packing"]
     console.print(
         f"tokens          {report['tokens']:,} ({report['bytes_per_token']:.2f} bytes per token, "
@@ -111,20 +129,43 @@ def print_report(report: Mapping[str, Any]) -> None:
     console.print(f"outputs         {report['out']} (report.json, packed/, train/, tokenizer/)")
 
 
-def _funnel_table(funnel: Sequence[Mapping[str, Any]]) -> "Table":
-    """Documents and bytes in, lost by reason, and out, per stage."""
+def _mix_lines(mixed: Mapping[str, Any]) -> list[str]:
+    """What each source became, the largest first, and what its repetition does to a model of the given size."""
+    sources = mixed["by_source"]
+    largest = sorted(sources, key=lambda name: (-sources[name]["size"], name))
+    shown = [
+        f"{name} {sources[name]['share']:.1%} ({sources[name]['epochs']:.3g} x)" for name in largest[:MOST_SOURCES]
+    ]
+    more = [f"{len(largest) - MOST_SOURCES:,} more"] if len(largest) > MOST_SOURCES else []
+    lines = [f"mix             {mixed['unit']} by source, and times seen: {', '.join(shown + more)}"]
+    if "damage_band" in mixed:
+        warned = damage_lines(mixed["damage_band"], {name: source["epochs"] for name, source in sources.items()})
+        lines += [f"repetition      {line}" for line in warned]
+    return lines
+
+
+def _funnel_table(funnel: Sequence[Mapping[str, Any]], repeated: Mapping[str, int] | None) -> "Table":
+    """Documents and bytes in, lost or added by reason, and out, per stage; `repeated`: the copies that a mix added."""
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD)
     table.add_column("stage")
-    for name in ("documents", "bytes"):
+    for name in UNITS:
         table.add_column(name, justify="right")
     for entry in funnel:
-        table.add_row(f"{entry['stage']} in", f"{entry['documents_in']:,}", f"{entry['bytes_in']:,}")
+        table.add_row(f"{entry['stage']} in", *(f"{entry[f'{unit}_in']:,}" for unit in UNITS))
         for reason, count in entry["reasons"].items():
-            if count["documents"] or count["bytes"]:
-                table.add_row(f"  - {reason}", f"{-count['documents']:,}", f"{-count['bytes']:,}")
-    last = funnel[-1]
-    table.add_row("out", f"{last['documents_out']:,}", f"{last['bytes_out']:,}")
+            if any(count.values()):
+                table.add_row(
+                    f"  {'-' if count['bytes'] >= 0 else '+'} {reason}", *(_change(-count[unit]) for unit in UNITS)
+                )
+    added = repeated or dict.fromkeys(UNITS, 0)
+    if any(added.values()):
+        table.add_row("  + mix repeats", *(_change(added[unit]) for unit in UNITS))
+    table.add_row("out", *(f"{funnel[-1][f'{unit}_out'] + added[unit]:,}" for unit in UNITS))
     return table
+
+
+def _change(number: int) -> str:
+    return f"{number:+,}" if number else "0"

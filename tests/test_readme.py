@@ -1,5 +1,6 @@
 """Every command and output of the README, run as a reader would run it."""
 
+import json
 import os
 import re
 import shlex
@@ -14,11 +15,14 @@ from typing import Any
 
 import pytest
 
+from seqmill.cli import main
+
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()
 BIN = Path(sys.executable).parent
+Stages = list[tuple[str, str, list[str]]]  # command, what it prints, what the README shows
 
 
 def blocks(language: str) -> list[str]:
@@ -95,17 +99,59 @@ def test_the_test_command_is_what_continuous_integration_runs() -> None:
 
 
 def test_the_configuration_shown_is_the_demo() -> None:
-    (shown,) = blocks("toml")
+    shown, _ = blocks("toml")
     assert tomllib.loads(shown) == tomllib.loads((ROOT / "examples" / "demo.toml").read_text())
 
 
-def test_every_stage_command_prints_what_the_readme_shows(workplace: Path) -> None:
-    stages = commands(blocks("console")[1])
-    assert [command.split()[1] for command, _ in stages] == [
+@pytest.fixture(scope="module")
+def stages(workplace: Path) -> Stages:
+    """The commands of the first stages with what they print and what is shown; the others read their folders."""
+    return [(command, run(command, workplace), shown) for command, shown in commands(blocks("console")[1])]
+
+
+def test_every_stage_command_prints_what_the_readme_shows(stages: Stages) -> None:
+    assert [command.split()[1] for command, _, _ in stages] == [
         "ingest", "dedup", "tokenizer", "tokenize", "pack", "inspect", "train",
     ]  # fmt: skip
-    for command, shown in stages:
-        assert_shows(run(command, workplace), shown)
+    for _, printed, shown in stages:
+        assert_shows(printed, shown)
+
+
+@pytest.fixture
+def run_here(
+    stages: Stages, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[[str], str]:
+    """Run a command in this process, which has imported everything: that takes longer than the work."""
+    monkeypatch.chdir(workplace)
+
+    def call(command: str) -> str:
+        monkeypatch.setattr(sys, "argv", shlex.split(command))
+        with pytest.raises(SystemExit) as ended:
+            main()
+        assert not ended.value.code, capsys.readouterr().err
+        return capsys.readouterr().out
+
+    return call
+
+
+@pytest.mark.parametrize("block", blocks("console")[2:-1], ids=lambda block: block.split()[2])
+def test_more_stages_print_what_the_readme_shows(block: str, run_here: Callable[[str], str]) -> None:
+    for command, shown in commands(block):
+        assert set(shown) - {"..."}
+        assert_shows(run_here(command), shown)
+
+
+def test_the_further_tables_shown_run_with_the_data_of_the_demo(
+    run_here: Callable[[str], str], workplace: Path
+) -> None:
+    demo, tables = blocks("toml")
+    (workplace / "all.toml").write_text(demo.split("[train]")[0] + tables)
+    every = [command for block in blocks("console")[2:-1] for command, _ in commands(block)]
+    run_here(next(command for command in every if " traps make " in command))
+    report = json.loads(run_here("seqmill run all.toml --set tokenizer.kind=byte --set out=all --json --quiet"))
+    lost = {entry["stage"]: entry["reasons"] for entry in report["funnel"]}
+    assert all(lost[stage] for stage in ("filter", "near dedup", "substrings", "traps", "mix"))
+    assert report["mix"]["by_source"]["sotu"]["epochs"] == pytest.approx(2.5, abs=0.05)
 
 
 def test_the_python_examples_run(demo: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -165,7 +211,7 @@ def wait_for_jobs(address: str) -> None:
 def test_a_ray_job_runs_the_same_configuration(
     cluster: Callable[[str], str], small_config: str, tmp_path: Path
 ) -> None:
-    ((command, _),) = commands(blocks("console")[2])
+    ((command, _),) = commands(blocks("console")[-1])
     command = cluster(command)
     submitted = tmp_path / "submitted"
     submitted.mkdir()

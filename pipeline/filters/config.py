@@ -207,7 +207,7 @@ def with_preset(table: Mapping[str, Any]) -> dict[str, Any]:
     """
     own = dict(table)
     name = own.pop("preset", "none")
-    if name not in PRESETS:
+    if not isinstance(name, str) or name not in PRESETS:
         raise UserError(f"filter.preset = {name!r}: choose one of {', '.join(PRESETS)}")
     merged: dict[str, Any] = {family: dict(settings) for family, settings in PRESETS[name].items()}
     for family, settings in own.items():

@@ -46,10 +46,7 @@ def filter_documents(
         UserError: `documents` is no finished documents folder, or a package that the configuration needs is missing.
     """
     manifest = open_manifest(documents, "documents")
-    if config.language.enabled:
-        require_language_model()
-    if "phone" in config.mask.kinds:
-        require_phone_numbers()
+    require_packages(config)
     prepare_folder(out)
     settings = asdict(config)
     units = [
@@ -60,6 +57,18 @@ def filter_documents(
     lost = [file_reference(out, file) for part in parts for file in part.files if file.name == part.stats["removed"]]
     run_units("filter removed", work.collect_removed, [Unit("removed", {"removed": lost})], out, executor, progress)
     return _publish(out, settings, parts)
+
+
+def require_packages(config: FilterConfig) -> None:
+    """Find out before any work whether what the configuration needs is installed.
+
+    Raises:
+        UserError: a package is missing.
+    """
+    if config.language.enabled:
+        require_language_model()
+    if "phone" in config.mask.kinds:
+        require_phone_numbers()
 
 
 def _publish(out: Path, settings: Mapping[str, Any], parts: Sequence[Record]) -> dict[str, Any]:

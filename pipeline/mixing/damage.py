@@ -30,3 +30,14 @@ def damage_report(epochs: Mapping[str, float], parameters: int) -> dict[str, Any
         "harmful": [source for source, times in epochs.items() if low <= times <= high],
         "beyond": [source for source, times in epochs.items() if times > high],
     }
+
+
+def damage_lines(report: Mapping[str, Any], epochs: Mapping[str, float]) -> list[str]:
+    """A `damage_report` for people: the band, and a warning per source that lies in it or above."""
+    model = f"a model of {report['parameters']:,} parameters"
+    band = f"{report['from_epochs']:,} to {report['to_epochs']:,} epochs harm {model} most (Hernandez et al. 2022)"
+    return [
+        band,
+        *(f"warning: {name} is seen {epochs[name]:,} times, inside this band" for name in report["harmful"]),
+        *(f"warning: {name} is seen {epochs[name]:,} times, beyond this band" for name in report["beyond"]),
+    ]

@@ -11,7 +11,7 @@ from typing import Any
 import numba
 import numpy as np
 import pyarrow as pa
-from llvmlite import ir  # type: ignore[import-untyped]
+from llvmlite import ir
 from numba.extending import intrinsic
 
 from seqmill.errors import UserError

