@@ -21,7 +21,7 @@ MOST_SOURCES = 8  # that the screen shows of a mix
 FIGURES = {
     "ingest": (),
     "filter": ("by_source", "masked"),
-    "dedup": ("expected_recall", "alarms", "overlap", "by_source", "verification"),
+    "dedup": ("expected_recall", "alarms", "overlap", "by_source", "verification", "holdout", "index"),
     "substrings": ("by_source", "duplicates", "occurrences"),
     "traps": ("traps", "added"),
     "mix": ("unit", "repeated", "by_source", "damage_band"),

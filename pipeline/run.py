@@ -111,7 +111,7 @@ def _prepare_data(
 
 def _document_stages(config: RunConfig) -> list[tuple[str, Any, DocumentStage]]:
     """The configured stages from documents to documents, in order: name and folder, settings, function."""
-    has_dedup = config.dedup.scope != "none" and (config.dedup.exact or config.dedup.near)
+    has_dedup = config.dedup.compares or bool(config.dedup.holdout)
     stages: list[tuple[str, Any, DocumentStage]] = [
         ("filter", config.filter, filter_documents),
         ("dedup", config.dedup if has_dedup else None, dedup),

@@ -128,6 +128,8 @@ def dedup(
     with stage_of("dedup", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs, id_field=id_field)
         stage.manifest = dedup_stage(documents, config, stage.out, stage.executor, stage.progress)
+        lost = {reason: n["documents"] for line in stage.manifest["funnel"] for reason, n in line["reasons"].items()}
+        stage.figures = {reason: count for reason, count in lost.items() if reason != "holdout" or holdout}
 
 
 @app.command()
