@@ -349,9 +349,9 @@ def collapse_white_space(
             elif is_space and byte >= 0x80:
                 following = decode(data, at)[1]
             collapsed[out] = 0x20 if is_space else byte
-            out += np.int64(not (is_space and after_space))
+            out += int(not (is_space and after_space))
             after_space = is_space
             at = following
-        out -= np.int64(out > begin and after_space)
+        out -= int(out > begin and after_space)
         ends[d + 1] = out
     return ends, collapsed[:out]
