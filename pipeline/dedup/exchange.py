@@ -44,17 +44,15 @@ def read_range(files: Sequence[Any], key: str, key_range: KeyRange, columns: Seq
 
     Args:
         files: one {"path", "first"} per part; "first" is the position of the part's first document.
-        key: the column that each file is sorted by.
+        key: the column that each batch of a file is sorted by.
     """
     pieces: dict[str, list[np.ndarray]] = {name: [] for name in (*columns, "position")}
     for file in files:
-        table = read_arrow(Path(file["path"]))
-        if not len(table):
-            continue
-        part = key_range.slice(table[key].chunk(0).to_numpy())
-        for name in columns:
-            pieces[name].append(table[name].chunk(0).to_numpy()[part])
-        pieces["position"].append(table["row"].chunk(0).to_numpy()[part].astype(np.int64) + file["first"])
+        for batch in read_arrow(Path(file["path"])).to_batches():
+            part = key_range.slice(batch[key].to_numpy())
+            for name in columns:
+                pieces[name].append(batch[name].to_numpy()[part])
+            pieces["position"].append(batch["row"].to_numpy()[part].astype(np.int64) + file["first"])
     return {
         name: np.concatenate(arrays) if arrays else np.empty(0, np.int64 if name == "position" else np.uint64)
         for name, arrays in pieces.items()

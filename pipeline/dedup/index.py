@@ -135,15 +135,20 @@ def remember(payload: Mapping[str, Any], out: Path) -> UnitResult:
     is_kept[removed[slice(*np.searchsorted(removed, [low, high]))] - low] = False
     new_row = np.cumsum(is_kept).astype(np.uint32) - np.uint32(1)
     for kind, table in sketches.items():
+        batches = _renumbered(table, is_kept, new_row)
         if kind == DOCUMENTS:
-            table = table.filter(pa.array(is_kept))
-        else:
-            row = table["row"].to_numpy()
-            table = table.set_column(table.schema.get_field_index("row"), "row", pa.array(new_row[row]))
-            table = table.filter(pa.array(is_kept[row]))
+            batches = iter(table.filter(pa.array(is_kept)).to_batches())
         name = f"{part}.{kind}.arrow"
-        files[name] = write_arrow(out / name, table.schema, table.combine_chunks().to_batches())
+        files[name] = write_arrow(out / name, table.schema, batches)
     return UnitResult(files)
+
+
+def _renumbered(table: pa.Table, is_kept: np.ndarray, new_row: np.ndarray) -> Iterator[pa.RecordBatch]:
+    """The rows of kept documents with their new rows; each batch stays sorted as it was."""
+    for batch in table.to_batches():
+        row = batch["row"].to_numpy()
+        batch = batch.set_column(batch.schema.get_field_index("row"), "row", pa.array(new_row[row]))
+        yield batch.filter(pa.array(is_kept[row]))
 
 
 def _kept_text(kept: str, out: Path) -> int:

@@ -1,12 +1,12 @@
-"""The sketch units: what the other documents parts need to know of one part, sorted by key so that any range of keys
-is one slice of a file.
+"""The sketch units: what the other documents parts need to know of one part, in record batches sorted by key, so that
+any range of keys is one slice of each.
 
     PART.documents.arrow  doc_id, id, source, num_bytes, rank, shingles   one row per document, in order
-    PART.exact.arrow      high, low, row, rank                            one row per document, sorted by high
-    PART.bands.arrow      key, row                                        one row per band of a document, sorted by key
+    PART.exact.arrow      high, low, rank, row                            one row per document; one batch
+    PART.bands.arrow      key, row                                        one row per band of a document
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import with_metadata, write_arrow
 
 DOCUMENTS, EXACT, BANDS = "documents", "exact", "bands"
+RUN_ROWS = 4_000_000  # of a batch of band keys, at least
 LONGEST = 2**48 - 1  # bytes: what a rank can tell apart
 
 DOCUMENT_FIELDS = {
@@ -34,6 +35,8 @@ DOCUMENT_FIELDS = {
     "rank": pa.uint64(),
     "shingles": pa.int64(),
 }
+
+BAND_SCHEMA = pa.schema({"key": pa.uint64(), "row": pa.uint32()})
 
 
 def config_of(payload: Mapping[str, Any]) -> DedupConfig:
@@ -46,12 +49,11 @@ def config_of(payload: Mapping[str, Any]) -> DedupConfig:
 def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Exact keys, band keys and survivor ranks of one documents part."""
     config, part = config_of(payload), payload["part"]
+    documents: list[pa.RecordBatch] = []
     exact: dict[str, list[np.ndarray]] = {"high": [], "low": [], "rank": []}
-    keys: list[np.ndarray] = []
-    rows: list[np.ndarray] = []
     schema = with_metadata(pa.schema(DOCUMENT_FIELDS), "sketches")
 
-    def documents() -> Iterator[pa.RecordBatch]:
+    def bands() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         first = 0
         for batch in document_batches(Path(payload["documents"]["path"])):
             offsets, data = nfc(batch.column("text"))
@@ -59,26 +61,23 @@ def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
             high, low = exact_keys(offsets, data)
             num_bytes = pc.binary_length(batch.column("text")).to_numpy().astype(np.uint64)
             rank = _ranks(batch.column("source"), num_bytes, config)
-            shingles = np.zeros(len(batch), np.int64)
-            if config.near:
-                band, shingles = near_keys(offsets, data, salts, config)
-                has_any = np.flatnonzero(shingles > 0)
-                keys.append(band[has_any].reshape(-1))
-                rows.append(np.repeat(first + has_any, band.shape[1]).astype(np.uint32))
             for name, values in (("high", high ^ salts), ("low", low), ("rank", rank)):
                 exact[name].append(values)
-            first += len(batch)
+            keys, shingles = np.empty((0, config.recipe.bands), np.uint64), np.zeros(len(batch), np.int64)
+            if config.near:
+                keys, shingles = near_keys(offsets, data, salts, config)
             arrays = [*(batch.column(name) for name in ("doc_id", "id", "source")), num_bytes, rank, shingles]
-            yield pa.record_batch([pa.array(array) for array in arrays], schema=schema)
+            documents.append(pa.record_batch([pa.array(array) for array in arrays], schema=schema))
+            has_any = np.flatnonzero(shingles > 0)
+            yield keys[has_any].reshape(-1), np.repeat(first + has_any, keys.shape[1]).astype(np.uint32)
+            first += len(batch)
 
-    files = {f"{part}.{DOCUMENTS}.arrow": write_arrow(out / f"{part}.{DOCUMENTS}.arrow", schema, documents())}
-    whole = {name: _joined(arrays, np.uint64) for name, arrays in exact.items()}
-    whole["row"] = np.arange(len(whole["high"]), dtype=np.uint32)
-    files |= _write_sorted(out, f"{part}.{EXACT}.arrow", "high", whole)
-    files |= _write_sorted(
-        out, f"{part}.{BANDS}.arrow", "key", {"key": _joined(keys, np.uint64), "row": _joined(rows, np.uint32)}
-    )
-    return UnitResult(files)
+    written = {BANDS: write_arrow(out / f"{part}.{BANDS}.arrow", BAND_SCHEMA, _runs(bands()))}
+    written[DOCUMENTS] = write_arrow(out / f"{part}.{DOCUMENTS}.arrow", schema, documents)
+    whole = {name: np.concatenate([np.empty(0, np.uint64), *arrays]) for name, arrays in exact.items()}
+    batch = _sorted("high", {**whole, "row": np.arange(len(whole["high"]), dtype=np.uint32)})
+    written[EXACT] = write_arrow(out / f"{part}.{EXACT}.arrow", batch.schema, [batch])
+    return UnitResult({f"{part}.{kind}.arrow": rows for kind, rows in written.items()})
 
 
 def near_keys(
@@ -129,11 +128,18 @@ def _ranks(sources: pa.Array, num_bytes: np.ndarray, config: DedupConfig) -> np.
     return priority << np.uint64(48) | (np.uint64(LONGEST) - np.minimum(num_bytes, np.uint64(LONGEST)))
 
 
-def _joined(arrays: list[np.ndarray], dtype: Any) -> np.ndarray:
-    return np.concatenate([np.empty(0, dtype), *arrays])
-
-
-def _write_sorted(out: Path, name: str, key: str, columns: Mapping[str, np.ndarray]) -> dict[str, int]:
+def _sorted(key: str, columns: Mapping[str, np.ndarray]) -> pa.RecordBatch:
     order = np.argsort(columns[key], kind="stable")
-    table = pa.table({column: values[order] for column, values in columns.items()}).combine_chunks()
-    return {name: write_arrow(out / name, table.schema, table.to_batches())}
+    return pa.record_batch({name: values[order] for name, values in columns.items()})
+
+
+def _runs(bands: Iterable[tuple[np.ndarray, np.ndarray]]) -> Iterator[pa.RecordBatch]:
+    """Keys and rows in batches, each sorted by key: sorting takes no more memory than one of them."""
+    keys, rows = [np.empty(0, np.uint64)], [np.empty(0, np.uint32)]
+    for key, row in bands:
+        keys.append(key)
+        rows.append(row)
+        if sum(map(len, keys)) >= RUN_ROWS:
+            yield _sorted("key", {"key": np.concatenate(keys), "row": np.concatenate(rows)})
+            keys, rows = keys[:1], rows[:1]
+    yield _sorted("key", {"key": np.concatenate(keys), "row": np.concatenate(rows)})

@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from seqmill.errors import UserError
-from seqmill.pipeline.dedup import DedupConfig, candidates, exchange, stage
+from seqmill.pipeline.dedup import DedupConfig, candidates, exchange, sketch, stage
 
 from . import oracle
-from .made import Deduplicated, Records, article, changed, record
+from .made import Deduplicated, Records, article, changed, record, word
 
 
 def test_exact_copies_up_to_white_space_and_composition_are_removed(run_dedup: Callable[..., Deduplicated]) -> None:
@@ -95,6 +95,7 @@ def test_the_memory_budget_and_the_cutting_of_ranges_change_no_byte(
     records = [record(f"{k}", changed(article(k % 20), k % 3, k)) for k in range(80)]
     whole = run_dedup(records, per_file=10, tag="whole")
     monkeypatch.setattr(exchange, "ROWS_PER_RANGE", 13)
+    monkeypatch.setattr(sketch, "RUN_ROWS", 50)
     monkeypatch.setattr(candidates, "MOST_SHINGLES", 500)
     cut = run_dedup(records, per_file=10, tag="cut", memory_mb=1)
     assert whole.files == cut.files
@@ -106,6 +107,23 @@ def test_a_corpus_beyond_the_memory_budget_is_refused_with_the_numbers(
     monkeypatch.setattr(stage, "CLUSTER_DOCUMENT_BYTES", 2**20)
     with pytest.raises(UserError, match=r"3 documents need 3 MiB to be clustered .* dedup.memory_mb allows 2"):
         run_dedup([record(str(k), article(k)) for k in range(3)], memory_mb=2)
+
+
+def test_a_cluster_beyond_the_memory_budget_is_refused_with_the_numbers(
+    run_dedup: Callable[..., Deduplicated], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(candidates, "COMPARING", 2**10)
+    records = [record(str(k), changed(article(1), 1, k)) for k in range(3)]
+    with pytest.raises(UserError, match=r"a cluster of 3 documents with 588 shingles need 5 MiB to be compared"):
+        run_dedup(records, memory_mb=4)
+
+
+def test_a_bucket_of_thousands_ends_with_what_differs(run_dedup: Callable[..., Deduplicated]) -> None:
+    base = article(1, 60)
+    found = run_dedup([record(str(k), [*base, word(k)]) for k in range(5000)], per_file=5000)
+    assert found.manifest["verification"]["largest_bucket"] > 3000
+    assert found.manifest["verification"]["candidate_clusters_up_to"] == {"8192": 1}
+    assert len(found.kept) < 10
 
 
 def test_a_new_threshold_repeats_no_sketch(run_dedup: Callable[..., Deduplicated], tmp_path: Path) -> None:
