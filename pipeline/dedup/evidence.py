@@ -12,25 +12,13 @@ import pyarrow.parquet as pq
 from seqmill.pipeline.dedup.exchange import look_up
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import UnitResult
+from seqmill.pipeline.removed import INPUT, REMOVED, REMOVED_SCHEMA
 from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
 
-REMOVED = "removed.parquet"
 REASONS = ("exact", "near", "holdout")
-INPUT, HOLDOUT = "input", "holdout"  # what a part is; parts of the index have the name of their generation
+HOLDOUT = "holdout"  # `kept_from` of holdout documents
 OVERLAP = ("source", "kept_from", "kept_source")  # a cell of the overlap matrix
 CLUSTER_COLUMNS = ("cluster_id", "cluster_size")
-REMOVED_SCHEMA = pa.schema(
-    {
-        "doc_id": pa.uint64(),
-        "id": pa.string(),
-        "reason": pa.string(),
-        "kept_doc_id": pa.uint64(),
-        "kept_id": pa.string(),
-        "kept_from": pa.string(),
-        "similarity": pa.float32(),
-        "cluster_id": pa.uint64(),
-    }
-)
 
 
 def decide(payload: Mapping[str, Any], out: Path) -> UnitResult:

@@ -34,7 +34,7 @@ from seqmill.pipeline.dedup.candidates import (
     exact,
 )
 from seqmill.pipeline.dedup.config import DedupConfig
-from seqmill.pipeline.dedup.evidence import HOLDOUT, INPUT, REASONS, decide, evidence, filter_documents
+from seqmill.pipeline.dedup.evidence import HOLDOUT, REASONS, decide, evidence, filter_documents
 from seqmill.pipeline.dedup.holdout import MATCHES, match, reference
 from seqmill.pipeline.dedup.index import KINDS, Index, Part, open_index, remember, write_generation
 from seqmill.pipeline.dedup.phases import Phases, References, files_of
@@ -44,6 +44,7 @@ from seqmill.pipeline.execution import Executor, Progress, Record, file_referenc
 from seqmill.pipeline.funnel import add_counts, funnel_entry
 from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
+from seqmill.pipeline.removed import INPUT
 from seqmill.storage import fingerprint
 
 SHOWN_SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)

@@ -23,10 +23,10 @@ from seqmill.pipeline.filters.language import identify
 from seqmill.pipeline.filters.masking import mask
 from seqmill.pipeline.filters.rules import Rule, judge
 from seqmill.pipeline.funnel import Funnel, add_counts
+from seqmill.pipeline.removed import REMOVED
 from seqmill.pipeline.settings import build
 from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
 
-REMOVED = "removed.parquet"
 KEPT = "kept"
 LANGUAGE_COLUMNS = {"language": pa.string(), "language_score": pa.float32()}
 REMOVED_SCHEMA = pa.schema(

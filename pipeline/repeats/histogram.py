@@ -25,11 +25,11 @@ from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.mixing.columns import num_bytes, num_tokens
+from seqmill.pipeline.removed import REMOVED
 
 Int64s = npt.NDArray[np.int64]
 UInt64s = npt.NDArray[np.uint64]
 
-REMOVED = "removed.parquet"
 SPANS = "spans.parquet"
 BINS = 64  # 1, 2, 3-4, ..., up to 2^63
 _NO_SOURCE = -1
@@ -230,6 +230,11 @@ def _read_columns(path: Path, names: Sequence[str], reason: str | None = None) -
         for batch in file.iter_batches(columns=[*names, *([reason] if reason else [])]):
             here = slice(done, done + len(batch))
             for name in names:
+                if batch.column(name).null_count:
+                    raise UserError(
+                        f"{path}: documents were removed for others outside of the input (an index or a holdout), so "
+                        "groups of copies are not known; count a dedup without them"
+                    )
                 found[name][here] = batch.column(name).to_numpy(zero_copy_only=False)
             if reason:
                 found[reason][here] = pc.equal(batch.column(reason), "exact").to_numpy(zero_copy_only=False)

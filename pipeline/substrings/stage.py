@@ -18,6 +18,7 @@ from seqmill.pipeline.execution import (
     run_units,
 )
 from seqmill.pipeline.funnel import add_counts, funnel_entry
+from seqmill.pipeline.removed import REMOVED
 from seqmill.pipeline.substrings import work
 from seqmill.pipeline.substrings.config import SubstringConfig
 from seqmill.storage import hash_file, write_json
@@ -90,7 +91,7 @@ def cut_substrings(
 
     collected = {
         name: _files(kept, out, lambda file, stem=Path(name).stem: file.startswith(f"{STATE_FOLDER}/{stem}-"))
-        for name in (work.SPANS, work.REMOVED)
+        for name in (work.SPANS, REMOVED)
     }
     run_units("substrings collect", work.collect, [Unit("evidence", collected)], out, executor, progress)
     return _publish(out, config, kept)

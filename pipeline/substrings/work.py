@@ -15,13 +15,13 @@ from seqmill.errors import UserError
 from seqmill.manifest import STATE_FOLDER
 from seqmill.pipeline.execution import UnitResult
 from seqmill.pipeline.funnel import add_counts
+from seqmill.pipeline.removed import INPUT, REMOVED, REMOVED_SCHEMA
 from seqmill.pipeline.substrings import anchors, copies, spans
 from seqmill.pipeline.substrings.places import MappedPart, addresses, mapped_batches
 from seqmill.storage import atomic_path, read_arrow, read_json, with_metadata, write_arrow
 
 REASON = "substring"
 SPANS = "spans.parquet"
-REMOVED = "removed.parquet"
 DUPLICATE_BYTES = "duplicate_bytes"
 KEY_RANGES = 4096  # equal ranges of keys whose anchors are counted, to cut the exchange into units that fit
 ANCHOR_BYTES = 128  # working memory of one anchor in `find`: sorting, then hashing the largest group
@@ -40,17 +40,6 @@ SPAN_SCHEMA = pa.schema(
         "kept_doc_id": pa.uint64(),
         "kept_id": pa.string(),
         "kept_start": pa.uint64(),
-    }
-)
-REMOVED_SCHEMA = pa.schema(  # that of the dedup stage, so that one reader serves both
-    {
-        "doc_id": pa.uint64(),
-        "id": pa.string(),
-        "reason": pa.string(),
-        "kept_doc_id": pa.uint64(),
-        "kept_id": pa.string(),
-        "similarity": pa.float32(),
-        "cluster_id": pa.uint64(),
     }
 )
 
@@ -319,6 +308,7 @@ def _removed_batch(
         pa.array([REASON] * len(rows), pa.string()),
         keepers["doc_id"].combine_chunks(),
         keepers["id"].combine_chunks(),
+        pa.array([INPUT] * len(rows), pa.string()),
         pa.array(shares),
         keepers["doc_id"].combine_chunks(),
     ]

@@ -11,6 +11,7 @@ from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.pipeline.progress import Silent
+from seqmill.pipeline.repeats import histogram
 
 from . import oracle
 from .made import Deduplicated, Records, article, changed, record
@@ -135,3 +136,11 @@ def test_changing_the_holdout_repeats_no_sketch(
     before = times()
     assert run_dedup(records, holdout=(evaluation([record("e", article(2))]),)).removed_ids() == {"2": ("holdout", "e")}
     assert times() == before
+
+
+def test_a_histogram_of_repeats_is_refused_where_copies_lie_outside_of_the_input(
+    run_dedup: RunDedup, evaluation: Callable[[Records], str], tmp_path: Path
+) -> None:
+    run_dedup([record("a", article(1))], holdout=(evaluation([record("eval", article(1))]),))
+    with pytest.raises(UserError, match="groups of copies are not known"):
+        histogram(tmp_path / "dedup-x")

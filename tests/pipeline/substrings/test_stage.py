@@ -155,6 +155,7 @@ def test_documents_with_too_little_left_are_removed_with_evidence(run: Run) -> N
         "reason": "substring",
         "kept_doc_id": 0,
         "kept_id": "d0",
+        "kept_from": "input",
         "similarity": 1.0,
         "cluster_id": 0,
     }
