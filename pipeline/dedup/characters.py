@@ -70,21 +70,26 @@ def character_tables(normaliser: Normaliser = Normaliser()) -> tuple[np.ndarray,
     return kind, folded
 
 
+UNSETTLED = 255  # NFC may change the character or join it with the one before
+
+
 @cache
-def composed_by_nfc() -> np.ndarray:
-    """bool[0x110000]: the code points that NFC may change or join with the one before: text without any is in NFC
-    (Unicode Standard Annex 15, section 9: the quick check, "no" and "maybe" taken together, marks besides)."""
+def combining_classes() -> np.ndarray:
+    """uint8[0x110000]: the canonical combining class of every code point, or UNSETTLED: the tables of the quick check
+    for NFC, its "no" and "maybe" taken together (Unicode Standard Annex 15, section 9)."""
     codes, category, _ = _named_characters()
-    table = np.zeros(sys.maxunicode + 1, bool)
-    table[codes[category.astype("U1") == "M"]] = True
-    table[0x1100:0x1200] = True  # Hangul jamo
+    table = np.zeros(sys.maxunicode + 1, np.uint8)
+    marks = codes[category.astype("U1") == "M"]
+    table[marks] = [unicodedata.combining(chr(code)) for code in marks.tolist()]
+    table[0x1100:0x1200] = UNSETTLED  # Hangul jamo
     for code in codes.tolist():
         if decomposed := unicodedata.decomposition(chr(code)):
             if decomposed[0] == "<":
                 continue
             parts = [int(part, 16) for part in decomposed.split()]
-            table[parts[1:]] = True
-            table[code] |= unicodedata.normalize("NFC", chr(code)) != chr(code)
+            table[parts[1:]] = UNSETTLED
+            if unicodedata.normalize("NFC", chr(code)) != chr(code):
+                table[code] = UNSETTLED
     return table
 
 

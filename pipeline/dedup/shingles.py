@@ -12,7 +12,7 @@ from functools import cache
 import numba
 import numpy as np
 
-from seqmill.pipeline.dedup.characters import ALONE, DIGIT, POINT, SKIP, SPACE, WORD, ZERO, character_tables
+from seqmill.pipeline.dedup.characters import ALONE, DIGIT, POINT, SKIP, SPACE, UNSETTLED, WORD, ZERO, character_tables
 
 BLOCK = 16  # bytes looked at together
 BUFFER = 4096  # units on their way from text to shingles
@@ -292,26 +292,31 @@ def shingle_sets(
 
 
 @numba.njit(nogil=True, cache=True)
-def any_marked(data: np.ndarray, offsets: np.ndarray, marked: np.ndarray) -> np.ndarray:
-    """bool[documents]: whether a document holds a code point, beyond ASCII, of the table `marked` bool[0x110000]."""
+def may_not_be_nfc(data: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -> np.ndarray:
+    """bool[documents]: whether a document fails the quick check for NFC: it has an unsettled character, or marks that
+    are not in the order of their combining classes.
+
+    Args:
+        classes: uint8[0x110000], from `combining_classes`.
+    """
     found = np.zeros(len(offsets) - 1, np.bool_)
     for d in range(len(found)):
         at, stop = offsets[d], offsets[d + 1]
-        while at < stop:
-            if at + BLOCK <= stop:
-                together = np.uint8(0)
-                for k in range(BLOCK):  # vectorises: ASCII goes a block at a time
-                    together |= data[at + k]
-                if together < 0x80:
-                    at += BLOCK
-                    continue
-            if data[at] < 0x80:
-                at += 1
-                continue
-            code, at = decode(data, at)
-            if marked[code]:
-                found[d] = True
-                break
+        last = 0
+        while at < stop and not found[d]:
+            behind = min(at + BLOCK, stop)
+            together = np.uint8(0)
+            for k in range(at, behind):  # vectorises: ASCII goes a block at a time
+                together |= data[k]
+            if together < 0x80:
+                at, last = behind, 0
+            while at < behind:
+                code, at = decode(data, at)
+                class_ = int(classes[code]) if code >= 0x80 else 0
+                if class_ == UNSETTLED or 0 < class_ < last:
+                    found[d] = True
+                    break
+                last = class_
     return found
 
 

@@ -15,10 +15,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import xxhash
 
-from seqmill.pipeline.dedup.characters import character_tables, composed_by_nfc
+from seqmill.pipeline.dedup.characters import character_tables, combining_classes
 from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.dedup.minhash import band_keys, hash_family
-from seqmill.pipeline.dedup.shingles import any_marked, collapse_white_space, may_be_space
+from seqmill.pipeline.dedup.shingles import collapse_white_space, may_be_space, may_not_be_nfc
 from seqmill.pipeline.documents import document_batches, utf8_buffers
 from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import with_metadata, write_arrow
@@ -94,7 +94,7 @@ def near_keys(
 def nfc(text: pa.Array) -> tuple[np.ndarray, np.ndarray]:
     """Offsets and UTF-8 bytes of the documents in NFC. Only those that may not be in it already are normalised."""
     offsets, data = utf8_buffers(text)
-    doubtful = any_marked(data, offsets, composed_by_nfc())
+    doubtful = may_not_be_nfc(data, offsets, combining_classes())
     if not doubtful.any():
         return offsets, data
     mask = pa.array(doubtful)

@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmill.pipeline.dedup.characters import UNITS, Normaliser, character_tables, composed_by_nfc
-from seqmill.pipeline.dedup.shingles import collapse_white_space, may_be_space, shingle_sets
+from seqmill.pipeline.dedup.characters import UNITS, UNSETTLED, Normaliser, character_tables, combining_classes
+from seqmill.pipeline.dedup.shingles import collapse_white_space, may_be_space, may_not_be_nfc, shingle_sets
 from seqmill.pipeline.dedup.sketch import nfc
 from seqmill.pipeline.documents import utf8_buffers
 
@@ -116,15 +116,26 @@ def test_white_space_is_collapsed_as_split_and_join_do(texts: list[str]) -> None
     assert found == [" ".join(text.split()) for text in texts]
 
 
-@given(st.lists(st.text(), min_size=1, max_size=5))
+MARKED = st.text(st.sampled_from("ab é語한각กिं़्\u0301\u0323\u0345\u05b0\u05bc\u0e38\u0e48\u0f71\u0f72"))
+
+
+@given(st.lists(st.text() | MARKED, min_size=1, max_size=5))
 def test_texts_are_put_into_nfc_as_unicodedata_does(texts: list[str]) -> None:
     offsets, data = nfc(pa.array(texts, pa.large_string()))
     found = [data[offsets[d] : offsets[d + 1]].tobytes().decode() for d in range(len(texts))]
     assert found == [unicodedata.normalize("NFC", text) for text in texts]
 
 
+def test_marks_out_of_order_are_doubtful_and_settled_ones_in_order_are_not() -> None:
+    ordered, swapped = "\u05d0\u05b0\u0591", "\u05d0\u0591\u05b0"  # marks of the classes 10 and 220; none composes
+    assert [unicodedata.is_normalized("NFC", text) for text in (ordered, swapped)] == [True, False]
+    texts = [ordered, swapped, "a" * 16 + swapped, "हिन्दी", "a" * 40, "a" * 20 + "\u0301"]
+    offsets, data = utf8_buffers(pa.array(texts, pa.large_string()))
+    assert may_not_be_nfc(data, offsets, combining_classes()).tolist() == [False, True, True, False, False, True]
+
+
 def test_no_character_that_nfc_changes_is_taken_for_settled() -> None:
-    settled = np.flatnonzero(~composed_by_nfc()).tolist()
+    settled = np.flatnonzero(combining_classes() != UNSETTLED).tolist()
     characters = [chr(code) for code in settled if not 0xD800 <= code < 0xE000]
     assert all(unicodedata.is_normalized("NFC", character) for character in characters)
     for before in ("a", "\u1100", "\uac00", "\u0b47"):  # letters that take marks, jamo and vowel signs
