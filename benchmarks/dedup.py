@@ -114,7 +114,7 @@ def _signatures(bench: Bench) -> Iterator[Row]:
         return row("signatures, 112 permutations", system, megabytes / seconds, "MB/s/core", True)
 
     yield rate("seqmill", _best_seconds(lambda: band_keys_of(texts)))
-    path = corpus.write_json_lines(bench.folder(), [str(k) for k in range(len(texts))], texts.to_pylist())
+    path = corpus.write_json_lines(bench.folder().with_suffix(".jsonl"), [str(k) for k in range(len(texts))], texts.to_pylist())
     for system, told in bench.peers:
         try:
             answer = system.ask(bench.folder(), "signatures", path)
@@ -158,7 +158,7 @@ def _whole(bench: Bench) -> Iterator[Row]:
 def _compile(bench: Bench) -> None:
     """Let numba compile what dedup needs, once, as an installation has done after its first run."""
     texts = corpus.texts_of(bench.documents).slice(0, 100).to_pylist()
-    path = corpus.write_json_lines(bench.folder(), [str(k) for k in range(len(texts))], texts)
+    path = corpus.write_json_lines(bench.folder().with_suffix(".jsonl"), [str(k) for k in range(len(texts))], texts)
     ours().ask(bench.folder(), "dedup", path, SAME_BANDS)
 
 
