@@ -2,7 +2,8 @@
 
     python run_PEER.py describe OUT                       version, names of its recipes
     python run_PEER.py signatures OUT DOCUMENTS           seconds from strings to signatures, per variant
-    python run_PEER.py dedup OUT DOCUMENTS RECIPE         seconds from the JSON lines to what is kept, and the clusters
+    python run_PEER.py dedup OUT DOCUMENTS RECIPE [warm]  seconds from the JSON lines to what is kept, and the clusters;
+                                                          "warm" counts the second time in the process
 
 DOCUMENTS is one file of JSON lines with id and text. OUT is a folder; the answer is OUT/result.json. Drivers run in the
 peer's own environment, so this file uses the standard library only.
@@ -40,7 +41,9 @@ def main(package: str, signatures: dict[str, Signatures], recipes: dict[str, Ded
         texts = [text for _, text in read_documents(Path(rest[0]))]
         answer["seconds"] = {name: _best_seconds(function, texts) for name, function in signatures.items()}
     else:
-        documents, recipe = rest
+        documents, recipe, *warm = rest
+        if warm:
+            recipes[recipe](Path(documents), Path(out) / "first")
         began = time.perf_counter()
         found = recipes[recipe](Path(documents), Path(out))
         answer["seconds"] = time.perf_counter() - began

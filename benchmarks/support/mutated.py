@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 WORDS = 100  # in a document
 MOST_PASSAGES = 50_000
@@ -53,5 +54,7 @@ def _passages(texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         found.extend(split[k : k + WORDS] for k in range(0, len(split) - WORDS + 1, WORDS))
         if len(found) >= MOST_PASSAGES:
             break
-    words, numbers = np.unique(np.array(found[:MOST_PASSAGES], object).reshape(-1).astype(str), return_inverse=True)
-    return words.astype(object), numbers.reshape(-1, WORDS)
+    flat = [word for passage in found[:MOST_PASSAGES] for word in passage]
+    encoded = pa.array(flat, pa.string()).dictionary_encode()
+    words = np.array(encoded.dictionary.to_pylist(), object)
+    return words, encoded.indices.to_numpy().astype(np.int64).reshape(-1, WORDS)
