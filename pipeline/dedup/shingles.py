@@ -35,16 +35,18 @@ def mix(x: np.uint64) -> np.uint64:
 @numba.njit(nogil=True, cache=True, inline="always")
 def decode(data: np.ndarray, at: int) -> tuple[np.int64, int]:
     """The code point at byte `at` of valid UTF-8, and the index of the next one."""
-    first = np.int64(data[at])
+    place = np.uint64(at)  # an unsigned index is used as it is; a signed one is tested for counting from the end
+    first = np.int64(data[place])
     if first < 0x80:
         return first, at + 1
+    second = np.int64(data[place + np.uint64(1)]) & 0x3F
     if first < 0xE0:
-        return (first & 0x1F) << 6 | np.int64(data[at + 1]) & 0x3F, at + 2
-    middle = np.int64(data[at + 1]) & 0x3F
+        return (first & 0x1F) << 6 | second, at + 2
+    third = np.int64(data[place + np.uint64(2)]) & 0x3F
     if first < 0xF0:
-        return (first & 0x0F) << 12 | middle << 6 | np.int64(data[at + 2]) & 0x3F, at + 3
-    tail = (np.int64(data[at + 2]) & 0x3F) << 6 | np.int64(data[at + 3]) & 0x3F
-    return (first & 0x07) << 18 | middle << 12 | tail, at + 4
+        return (first & 0x0F) << 12 | second << 6 | third, at + 3
+    fourth = np.int64(data[place + np.uint64(3)]) & 0x3F
+    return (first & 0x07) << 18 | second << 12 | third << 6 | fourth, at + 4
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -69,19 +71,21 @@ def hash_words(
     at = start
     while at < stop and count < len(words):
         begin = at
-        while at < stop and data[at] < 0x80 and kind[data[at]] == WORD:  # most of most texts, without the rest
-            word = (word ^ np.uint64(folded[data[at]])) * _GOLDEN
+        place, end = np.uint64(at), np.uint64(stop)
+        while place < end and data[place] < 0x80 and kind[data[place]] == WORD:  # most of most texts, without the rest
+            word = (word ^ np.uint64(folded[data[place]])) * _GOLDEN
             word ^= word >> np.uint64(29)
-            at += 1
+            place += np.uint64(1)
+        at = np.int64(place)
         if at > begin:
             inside = True
             number = 0
             if at == stop:
                 break
         code, following = decode(data, at)
-        what = kind[code]
+        what = kind[np.uint64(code)]
         if what == WORD:
-            word = (word ^ np.uint64(folded[code])) * _GOLDEN
+            word = (word ^ np.uint64(folded[np.uint64(code)])) * _GOLDEN
             word ^= word >> np.uint64(29)
             inside = True
             number = 0
@@ -312,7 +316,7 @@ def may_not_be_nfc(data: np.ndarray, offsets: np.ndarray, classes: np.ndarray) -
                 at, last = behind, 0
             while at < behind:
                 code, at = decode(data, at)
-                class_ = int(classes[code]) if code >= 0x80 else 0
+                class_ = int(classes[np.uint64(code)]) if code >= 0x80 else 0
                 if class_ == UNSETTLED or 0 < class_ < last:
                     found[d] = True
                     break
@@ -346,14 +350,14 @@ def collapse_white_space(
         after_space = True  # white space at the start goes
         at, stop = offsets[d], offsets[d + 1]
         while at < stop:
-            byte = data[at]
+            byte = data[np.uint64(at)]
             is_space = may_be_space[byte]
             following = at + 1
             if is_space and byte >= 0x80 and kind[decode(data, at)[0]] != SPACE:
                 is_space = False
             elif is_space and byte >= 0x80:
                 following = decode(data, at)[1]
-            collapsed[out] = 0x20 if is_space else byte
+            collapsed[np.uint64(out)] = np.uint8(0x20) if is_space else byte
             out += int(not (is_space and after_space))
             after_space = is_space
             at = following
