@@ -62,6 +62,10 @@ class Executor(Protocol):
         """Yield the results as they come; an exception of a call ends the iteration with that exception."""
         ...
 
+    def close(self) -> None:
+        """Let go of the memory of idle workers; `run` gets new ones."""
+        ...
+
 
 class Progress(Protocol):
     """Is told how far a stage is; the command line draws a bar from it."""

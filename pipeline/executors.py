@@ -18,31 +18,43 @@ SECONDS_TO_ANSWER = 10.0
 RAY_RETRIES = 3  # of a task whose worker or node died; a unit's own exception is never retried
 
 
-@dataclass(frozen=True)
 class LocalExecutor:
-    """In this process with one worker, in a pool of spawned processes with more (never forked: threads survive)."""
+    """In this process with one worker, in a pool of spawned processes with more (never forked: threads survive).
 
-    workers: int
+    The pool stays from one call to the next: a process takes two seconds to start and to load compiled kernels, and a
+    stage has up to ten phases.
+    """
+
+    def __init__(self, workers: int) -> None:
+        self.workers = workers
+        self._pool: ProcessPoolExecutor | None = None
 
     def run(self, call: Callable[[Any], Record], arguments: Sequence[Any]) -> Iterable[Record]:
         """Yield `call(argument)` as results come; see `Executor.run`."""
         if self.workers == 1 or len(arguments) <= 1:
             yield from map(call, arguments)
             return
+        if self._pool is None:  # its processes start one by one as there is work for them
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_end_with_parent)
         waiting = deque(arguments)
         running: set[Future[Record]] = set()
-        workers = min(self.workers, len(arguments))
-        with ProcessPoolExecutor(workers, get_context("spawn"), initializer=_end_with_parent) as pool:
-            try:
-                while waiting or running:
-                    while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
-                        running.add(pool.submit(call, waiting.popleft()))
-                    finished, running = wait(running, return_when=FIRST_COMPLETED)
-                    for future in finished:
-                        yield future.result()
-            except BaseException:
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
+        try:
+            while waiting or running:
+                while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
+                    running.add(self._pool.submit(call, waiting.popleft()))
+                finished, running = wait(running, return_when=FIRST_COMPLETED)
+                for future in finished:
+                    yield future.result()
+        except BaseException:
+            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool = None
+            raise
+
+    def close(self) -> None:
+        """End the pool's processes; see `Executor.close`."""
+        if self._pool:
+            self._pool.shutdown()
+            self._pool = None
 
 
 def _end_with_parent() -> None:
@@ -82,6 +94,9 @@ class RayExecutor:
                 for reference in running:
                     ray.cancel(reference)
                 raise error.cause from None
+
+    def close(self) -> None:
+        """Nothing to do: the cluster ends idle workers itself, and an embedded one ends with this process."""
 
     def _connect(self) -> Any:
         """The `ray` module, connected: to `address`, to the job's own cluster, or to an embedded one."""

@@ -65,6 +65,7 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
         clock = _Clock()
         _note_settings(out, deciding_settings(config))
         manifests = _prepare_data(config, out, executor, progress, clock)
+        executor.close()
         trained: dict[str, Any] | None = None
         samples: list[dict[str, Any]] | None = None
         if train_config is not None:

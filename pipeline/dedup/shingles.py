@@ -76,7 +76,7 @@ def hash_words(
             word = (word ^ np.uint64(folded[data[place]])) * _GOLDEN
             word ^= word >> np.uint64(29)
             place += np.uint64(1)
-        at = np.int64(place)
+        at = np.int64(place)  # type: ignore[assignment]
         if at > begin:
             inside = True
             number = 0

@@ -17,7 +17,14 @@ from .made import Deduplicated, Records
 
 @pytest.fixture
 def run_dedup(tmp_path: Path) -> Callable[..., Deduplicated]:
-    def call(records: Records, per_file: int = 50, workers: int = 1, tag: str = "x", **config: Any) -> Deduplicated:
+    def call(
+        records: Records,
+        per_file: int = 50,
+        workers: int = 1,
+        tag: str = "x",
+        unit_bytes: int = 4096,
+        **config: Any,
+    ) -> Deduplicated:
         raw = tmp_path / f"raw-{tag}"
         raw.mkdir(exist_ok=True)
         for first in range(0, len(records), per_file):
@@ -25,7 +32,7 @@ def run_dedup(tmp_path: Path) -> Callable[..., Deduplicated]:
             (raw / f"{first:06d}.jsonl").write_text("".join(lines))
         documents, out = tmp_path / f"documents-{tag}", tmp_path / f"dedup-{tag}"
         executor = LocalExecutor(workers)
-        small_units = IngestConfig((str(raw),), unit_bytes=4096)
+        small_units = IngestConfig((str(raw),), unit_bytes=unit_bytes)
         ingest(small_units, NormaliseConfig(), documents, executor, Silent())
         manifest = dedup(documents, DedupConfig(**config), out, executor, Silent())
         check_funnel(manifest["funnel"])

@@ -2,6 +2,9 @@
 
 import unicodedata
 
+import numpy as np
+import scipy.sparse
+
 from seqmill.pipeline.dedup.characters import UNSPACED_BLOCKS
 
 MASK = (1 << 64) - 1
@@ -43,6 +46,18 @@ def shingles(text: str, ngram: int) -> list[tuple[str, ...]]:
 def jaccard(a: str, b: str, ngram: int) -> float:
     left, right = set(shingles(a, ngram)), set(shingles(b, ngram))
     return len(left & right) / len(left | right) if left | right else 0.0
+
+
+def all_similarities(texts: list[str], ngram: int) -> np.ndarray:
+    """float64[texts, texts]: the Jaccard similarity of every pair, by a product of sparse matrices."""
+    sets = [sorted(set(shingles(text, ngram))) for text in texts]
+    numbers: dict[tuple[str, ...], int] = {}
+    columns = [numbers.setdefault(shingle, len(numbers)) for one in sets for shingle in one]
+    bounds = np.cumsum([0, *map(len, sets)])
+    matrix = scipy.sparse.csr_array((np.ones(len(columns)), columns, bounds), shape=(len(sets), len(numbers)))
+    shared = (matrix @ matrix.T).toarray()
+    sizes = np.diff(bounds)
+    return shared / np.maximum(sizes[:, None] + sizes[None, :] - shared, 1)
 
 
 def mix(x: int) -> int:

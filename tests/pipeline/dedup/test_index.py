@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from seqmill.errors import UserError
+from seqmill.pipeline.dedup import stage
 from seqmill.storage import only_writer, read_arrow
 
 from .made import Deduplicated, Records, article, changed, record
@@ -81,6 +82,35 @@ def test_the_same_command_again_changes_nothing_and_makes_a_lost_output_again(
     shutil.rmtree(tmp_path / "dedup-one")
     assert run_dedup(records, tag="one", index=str(index)).files == first.files
     assert {name: data for name, data in state().items() if not name.startswith("0001")} == before
+
+
+@pytest.mark.parametrize("moment", ["remember", "write_generation", "write_manifest"])
+def test_a_batch_that_was_interrupted_ends_as_if_it_had_not_been(
+    run_dedup: RunDedup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    index = tmp_path / "index"
+    old, new = batch("a", 1), batch("b", 2)
+    run_dedup(old, per_file=20, tag="old", index=str(index))
+    shutil.copytree(index, tmp_path / "before")
+    whole = run_dedup(new, per_file=20, tag="new", index=str(index))
+    expected = files_of(index / "0001")
+    shutil.rmtree(index)
+    shutil.copytree(tmp_path / "before", index)
+    shutil.rmtree(tmp_path / "dedup-new")
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_dedup(new, per_file=20, tag="new", index=str(index))
+    assert run_dedup(new, per_file=20, tag="new", index=str(index)).files == whole.files
+    assert files_of(index / "0001") == expected
+
+
+def files_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+
+def interrupted(*_: object, **__: object) -> None:
+    raise KeyboardInterrupt
 
 
 def test_only_the_last_batch_can_be_decided_anew(run_dedup: RunDedup, tmp_path: Path) -> None:

@@ -57,36 +57,39 @@ def test_a_candidate_below_the_threshold_is_kept(run_dedup: Callable[..., Dedupl
     assert 1 in gone
 
 
-def test_clusters_equal_all_pairs_on_injected_duplicates(run_dedup: Callable[..., Deduplicated]) -> None:
+def test_what_is_kept_equals_all_pairs_of_two_thousand_documents(run_dedup: Callable[..., Deduplicated]) -> None:
+    """Every pair is compared by the oracle, and edits are so few (Jaccard of 96 / 116 or more) or so many that bands
+    miss none: a pair of 0.82 becomes a candidate with 95 %, of 64 bands of 4 rows with all but certainty."""
     records: Records = []
-    for k in range(60):
-        base = article(100 + k, 300)
+    for k in range(1100):
+        base = article(100 + k, 110)
         records.append(record(f"{k}-original", base))
         if k % 3 == 0:
-            records.append(record(f"{k}-near", changed(base, 1, k)))  # Jaccard of 291 / 301 shingles
+            records.append(record(f"{k}-near", changed(base, 2, k)))
         if k % 5 == 0:
             records.append(record(f"{k}-exact", base))
         if k % 4 == 0:
-            records.append(record(f"{k}-far", changed(base, 60, k)))
-    found = run_dedup(records, per_file=17)
-    sets = [set(oracle.shingles(one["text"], 5)) for one in records]
+            records.append(record(f"{k}-far", changed(base, 40, k)))
+    assert len(records) > 1900
+    found = run_dedup(records, per_file=170, unit_bytes=200_000, bands=64, rows=4)
+    alike = oracle.all_similarities([one["text"] for one in records], 5)
+    assert not ((alike > 0.3) & (alike < 0.8)).any()
     survivors: list[int] = []
-    by_rank = sorted(range(len(records)), key=lambda k: (-len(records[k]["text"].encode()), k))
-    for k in by_rank:
-        if all(len(sets[k] & sets[s]) / len(sets[k] | sets[s]) < 0.8 for s in survivors):
+    for k in sorted(range(len(records)), key=lambda k: (-len(records[k]["text"].encode()), k)):
+        if not (alike[k, survivors] >= 0.8).any():
             survivors.append(k)
     assert sorted(found.kept_ids()) == sorted(records[k]["id"] for k in survivors)
-    assert len(found.removed) == 20 + 12
+    assert len(found.removed) > 500
 
 
-def test_duplicates_in_other_units_are_found_with_two_workers_and_give_the_same_bytes(
+def test_duplicates_in_other_units_are_found_with_four_workers_and_give_the_same_bytes(
     run_dedup: Callable[..., Deduplicated],
 ) -> None:
     records = [record(f"{k}", changed(article(k % 20), k % 3, k)) for k in range(80)]
     one = run_dedup(records, per_file=10, workers=1, tag="one")
-    two = run_dedup(records, per_file=10, workers=2, tag="two")
+    four = run_dedup(records, per_file=10, workers=4, tag="four")
     assert len(one.removed) > 20
-    assert one.files == two.files
+    assert one.files == four.files
 
 
 def test_the_memory_budget_and_the_cutting_of_ranges_change_no_byte(
@@ -120,7 +123,7 @@ def test_a_cluster_beyond_the_memory_budget_is_refused_with_the_numbers(
 
 def test_a_bucket_of_thousands_ends_with_what_differs(run_dedup: Callable[..., Deduplicated]) -> None:
     base = article(1, 60)
-    found = run_dedup([record(str(k), [*base, word(k)]) for k in range(5000)], per_file=5000)
+    found = run_dedup([record(str(k), [*base, word(k)]) for k in range(5000)], per_file=5000, unit_bytes=10**6)
     assert found.manifest["verification"]["largest_bucket"] > 3000
     assert found.manifest["verification"]["candidate_clusters_up_to"] == {"8192": 1}
     assert len(found.kept) < 10
