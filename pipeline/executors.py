@@ -46,7 +46,7 @@ class LocalExecutor:
                 for future in finished:
                     yield future.result()
         except BaseException:
-            self._pool.shutdown(wait=False, cancel_futures=True)
+            self._pool.shutdown(cancel_futures=True)  # units that have begun end before the folder is let go
             self._pool = None
             raise
 
