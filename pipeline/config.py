@@ -140,7 +140,7 @@ def _override(table: dict[str, Any], override: str) -> None:
 
 
 def deciding_settings(config: RunConfig) -> dict[str, Any]:
-    """The settings that decide the output's bytes, as JSON: all but where it runs and where it is put."""
+    """The settings that decide the output's bytes, as JSON: all but the place and the memory that it takes."""
     settings = asdict(config)
-    del settings["execution"], settings["out"]
+    del settings["execution"], settings["out"], settings["dedup"]["memory_mb"]
     return settings

@@ -99,7 +99,7 @@ def print_report(report: Mapping[str, Any]) -> None:
     from rich.console import Console
     from rich.text import Text
 
-    console = Console(soft_wrap=True, highlight=False)
+    console = Console(soft_wrap=True, highlight=False, markup=False)  # names may hold brackets
     console.print(_funnel_table(report["funnel"], report.get("mix", {}).get("repeated")))
     if dedup := report.get("dedup"):
         curve = ", ".join(f"{similarity}: {share:.3f}" for similarity, share in dedup["expected_recall"].items())

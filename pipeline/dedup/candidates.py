@@ -17,10 +17,10 @@ EXACT_ROW_BYTES = 32  # of the rows that an `exact` unit sorts
 BAND_ROW_BYTES = 16
 CLUSTER_DOCUMENT_BYTES = 26  # of memory per document of the corpus in `cluster`: parent, root, size and flags
 CANDIDATE_BYTES = 64  # more per document of a component: position, root, unit, shingles and their sorting
-SHINGLE_BYTES = 8
-SHARE_OF_MEMORY = 8  # shingle sets of one verify unit fit this often into the budget
-COMPARING = 4  # memory that comparing a cluster takes, in sizes of its shingle sets
-MOST_SHINGLES = 8_000_000  # of one verify unit, so that units can be worked on side by side; a cluster is never cut
+SHINGLE_BYTES, BAND_BYTES = 8, 16  # of a cluster's shingle sets and buckets
+SHARE_OF_MEMORY = 8  # these bytes of one verify unit fit this often into the budget
+COMPARING = 4  # memory that comparing a cluster takes, in sizes of these bytes
+MOST_BYTES = 64_000_000  # of one verify unit, so that units can be worked on side by side; a cluster is never cut
 
 
 def exact(payload: Mapping[str, Any], out: Path) -> UnitResult:
@@ -62,8 +62,8 @@ def cluster(payload: Mapping[str, Any], out: Path) -> UnitResult:
     members = np.flatnonzero(sizes[roots] > 1)
     root = roots[members]
     needed = len(parent) * CLUSTER_DOCUMENT_BYTES + len(members) * CANDIDATE_BYTES
-    _require(f"{len(members):,} candidates of {len(parent):,} documents", needed, payload["memory"])
-    unit = _verify_units(root, _shingle_counts(payload["sketches"], members), payload["memory"])
+    require_memory(f"{len(members):,} candidates of {len(parent):,} documents", needed, payload["memory"])
+    unit = _verify_units(root, _shingle_counts(payload["sketches"], members), payload["bands"], payload["memory"])
     result = _write(out, "clusters", {"position": members, "cluster": root, "unit": unit})
     histogram = np.bincount(np.ceil(np.log2(sizes[sizes > 1])).astype(np.int64))
     by_size = {str(2**power): int(count) for power, count in enumerate(histogram) if count}
@@ -89,20 +89,22 @@ def _shingle_counts(sketches: Sequence[Mapping[str, Any]], positions: np.ndarray
     return counts
 
 
-def _verify_units(root: np.ndarray, shingles: np.ndarray, memory: int) -> np.ndarray:
-    """int64[members]: clusters in the order of their roots, cut where their shingles pass a multiple of the limit."""
+def _verify_units(root: np.ndarray, shingles: np.ndarray, bands: int, memory: int) -> np.ndarray:
+    """int64[members]: clusters in the order of their roots, cut where their bytes pass a multiple of the limit."""
     names, inverse, sizes = np.unique(root, return_inverse=True, return_counts=True)
-    weight = np.bincount(inverse, weights=shingles, minlength=len(names))
+    weight = SHINGLE_BYTES * np.bincount(inverse, weights=shingles, minlength=len(names)) + BAND_BYTES * bands * sizes
     if len(names):
         largest = int(weight.argmax())
-        what = f"a cluster of {sizes[largest]:,} documents with {int(weight[largest]):,} shingles"
-        _require(what, int(weight[largest]) * SHINGLE_BYTES * COMPARING, memory)
-    limit = min(MOST_SHINGLES, memory // (SHINGLE_BYTES * SHARE_OF_MEMORY))
+        count = int(shingles[inverse == largest].sum())
+        what = f"a cluster of {sizes[largest]:,} documents with {count:,} shingles"
+        require_memory(what, int(weight[largest]) * COMPARING, memory)
+    limit = min(MOST_BYTES, memory // SHARE_OF_MEMORY)
     share = (np.cumsum(weight) - weight) // limit
     return np.unique(share, return_inverse=True)[1][inverse].astype(np.int64)
 
 
-def _require(what: str, needed: int, memory: int) -> None:
+def require_memory(what: str, needed: int, memory: int) -> None:
+    """Refuse what does not fit, with the numbers."""
     if needed > memory:
         raise UserError(
             f"{what} need {-(-needed // 2**20):,} MiB to be compared, dedup.memory_mb allows {memory // 2**20:,}; "

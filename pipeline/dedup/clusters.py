@@ -167,12 +167,12 @@ def verified_leaders(
             mine = shingles[set_offsets[m] : set_offsets[m + 1]]
             for other in np.sort(found[:count]):
                 theirs = shingles[set_offsets[other] : set_offsets[other + 1]]
-                too_uneven = min(len(mine), len(theirs)) < threshold * max(len(mine), len(theirs))
-                if too_uneven and len(theirs) < containment * len(mine):
+                smaller, larger, size = min(len(mine), len(theirs)), max(len(mine), len(theirs)), max(len(mine), 1)
+                if smaller / max(larger, 1) < threshold and len(theirs) / size < containment:
                     continue  # |A n B| / |A u B| <= smaller / larger, and |A n B| <= |B|
                 shared = count_shared(mine, theirs)
-                alike = shared / max(1, len(mine) + len(theirs) - shared)
-                if alike >= threshold or shared >= containment * len(mine) > 0:
+                alike = shared / max(len(mine) + len(theirs) - shared, 1)
+                if alike >= threshold or shared / size >= containment:
                     leader[m] = other
                     similarity[m] = alike
                     break

@@ -54,7 +54,7 @@ class DedupConfig:
     """`[dedup]`: exact duplicates by their text, near duplicates by verified MinHash."""
 
     exact: bool = True  # remove documents whose NFC text is equal up to white space
-    near: bool = True  # remove documents that are similar to a kept one
+    near: bool = True  # remove documents that are similar to a kept one, or to one held out
     preset: str = "fineweb"
     ngram: int | None = None  # units per shingle, instead of the preset's
     bands: int | None = None  # instead of the preset's
@@ -85,6 +85,8 @@ class DedupConfig:
                 raise UserError(f"dedup.{name} = {value}: a share of shingles lies above 0 and at most at 1")
         if self.index is not None and not self.compares:
             raise UserError('dedup.index needs dedup.exact or dedup.near, and another dedup.scope than "none"')
+        if self.index is not None and (not self.index or "://" in self.index):
+            raise UserError(f"dedup.index = {self.index!r}: a folder of a local or shared file system is needed")
         if isinstance(self.holdout, str) or not all(self.holdout):
             raise UserError(f"dedup.holdout = {self.holdout!r}: a list of paths is needed")
         if self.memory_mb < 1:

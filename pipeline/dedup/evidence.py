@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from seqmill.pipeline.dedup.candidates import require_memory
 from seqmill.pipeline.dedup.exchange import look_up
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import UnitResult
@@ -17,6 +18,7 @@ from seqmill.storage import atomic_path, read_arrow, with_metadata, write_arrow
 
 REASONS = ("exact", "near", "holdout")
 HOLDOUT = "holdout"  # `kept_from` of holdout documents
+REMOVAL_BYTES = 108  # of memory per removed document in `decide`
 OVERLAP = ("source", "kept_from", "kept_source")  # a cell of the overlap matrix
 CLUSTER_COLUMNS = ("cluster_id", "cluster_size")
 
@@ -26,6 +28,8 @@ def decide(payload: Mapping[str, Any], out: Path) -> UnitResult:
 
     The kept copy of an exact duplicate may itself be removed as a near one: its leader is then the leader of both.
     """
+    rows = sum(file["rows"] for name in REASONS for file in payload[name])
+    require_memory(f"{rows:,} removed documents", rows * REMOVAL_BYTES, payload["memory"])
     removals = [_read_removals(payload[name], reason) for reason, name in enumerate(REASONS)]
     near_gone, near_kept = removals[1]["removed"], removals[1]["kept"]
     order = np.argsort(near_gone)

@@ -26,8 +26,10 @@ from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import read_arrow, write_arrow
 
+REFERENCE_FILES = ("documents.arrow", "bands.arrow", "runs.arrow")
 MATCHES = ("exact", "near", "contained")  # how a document matches, best first
-SHINGLE_BYTES, RUN_BYTES = 8, 48  # memory of a match unit: the sets, and per run its hash, slots, holders and stamp
+# memory of a match unit: of a shingle; of a run its hash, slots, holders and stamp; of a band its sorting
+SHINGLE_BYTES, RUN_BYTES, BAND_BYTES = 8, 48, 56
 EMPTY_TEXT = xxhash.xxh3_128_intdigest(b"")
 LOW = 2**64 - 1
 
@@ -35,7 +37,7 @@ LOW = 2**64 - 1
 def reference(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Everything that `match` compares with, of all holdout documents.
 
-    documents.arrow  doc_id, id, source, high, low, runs, shingles: large_list<uint64>     one row per document
+    documents.arrow  doc_id, id, source, high, low, has_shingles, runs, shingles: large_list<uint64>
     bands.arrow      key, document                                                         sorted by key
     runs.arrow       run, documents: large_list<int32>                                     sorted by run
 
@@ -45,7 +47,7 @@ def reference(payload: Mapping[str, Any], out: Path) -> UnitResult:
     config = config_of(payload)
     documents, bands, runs, used = [], [np.empty((0, config.recipe.bands), np.uint64)], [], 0
     for batch, band, sets, (ends, hashes) in _compared(payload["parts"], config):
-        used += SHINGLE_BYTES * len(sets.values) + RUN_BYTES * len(hashes)
+        used += SHINGLE_BYTES * len(sets.values) + RUN_BYTES * len(hashes) + BAND_BYTES * band.size
         if used > payload["memory"]:
             raise UserError(
                 f"the holdout documents need more than {used // 2**20:,} MiB to be compared with, dedup.memory_mb "
@@ -54,8 +56,10 @@ def reference(payload: Mapping[str, Any], out: Path) -> UnitResult:
         documents.append(pa.table({**batch, "runs": np.diff(ends), "shingles": sets}))
         bands.append(band)
         runs.append((np.diff(ends), hashes))
+    if not documents:
+        raise UserError("dedup.holdout: there are no documents in it; name other files, or leave it out")
     table = pa.concat_tables(documents).combine_chunks()
-    files = {"documents.arrow": table, "bands.arrow": _bands(np.concatenate(bands), table), "runs.arrow": _runs(runs)}
+    files = dict(zip(REFERENCE_FILES, (table, _bands(np.concatenate(bands), table), _runs(runs)), strict=True))
     stats = {"documents": len(table), "too_short": pc.sum(pc.equal(table["runs"], 0)).as_py() or 0}
     return UnitResult({name: write_arrow(out / name, t.schema, t.to_batches()) for name, t in files.items()}, stats)
 
@@ -73,14 +77,14 @@ def _compared(
             band, shingles = near_keys(offsets, data, everywhere, config)
             ends, hashes = shingle_sets(data, offsets, *tables, recipe.spaced, recipe.ngram)
             columns = {name: batch.column(name) for name in ("doc_id", "id", "source")} | {"high": high, "low": low}
-            columns["is_near"] = shingles > 0
+            columns["has_shingles"] = shingles > 0
             sets = pa.LargeListArray.from_arrays(pa.array(ends), pa.array(hashes))
             yield columns, band, sets, run_sets(data, offsets, *character_tables(), config.holdout_ngram)
 
 
 def _bands(keys: np.ndarray, documents: pa.Table) -> pa.Table:
     """Bands of documents that have a shingle; of one key the first documents, as many as leaders of a bucket."""
-    near = np.flatnonzero(documents["is_near"].to_numpy(zero_copy_only=False))
+    near = np.flatnonzero(documents["has_shingles"].to_numpy(zero_copy_only=False))
     flat, document = keys[near].reshape(-1), np.repeat(near, keys.shape[1])
     order = np.argsort(flat, kind="stable")
     flat, document = flat[order], document[order]
@@ -115,7 +119,8 @@ def match(payload: Mapping[str, Any], out: Path) -> UnitResult:
     def note(kind: str, row: np.ndarray, document: np.ndarray, alike: np.ndarray) -> None:
         documents[row], similarity[row], how[row] = document, alike, MATCHES.index(kind)
 
-    pairs = _band_pairs(sketches[2], bands, salts)
+    by_row = np.argsort(sketches[2]["row"].to_numpy(), kind="stable")
+    row_of, key_of = (sketches[2][name].to_numpy()[by_row] for name in ("row", "key"))
     known, holders = runs["run"].to_numpy(), runs["documents"].combine_chunks()
     contents = (known, slot_table(known), holders.offsets.to_numpy(), holders.values.to_numpy())
     totals, sets = held["runs"].to_numpy(), held["shingles"].combine_chunks()
@@ -126,8 +131,8 @@ def match(payload: Mapping[str, Any], out: Path) -> UnitResult:
         document, share = best_contained(*words, *contents, totals)
         row = np.flatnonzero(share >= config.holdout_share)
         note("contained", first + row, document[row], share[row])
-        low, high = np.searchsorted(pairs[0], [first, first + len(batch)])
-        row, document = pairs[0][low:high] - first, pairs[1][low:high]
+        here = slice(*np.searchsorted(row_of, [first, first + len(batch)]))
+        row, document = _band_pairs(row_of[here].astype(np.int64) - first, key_of[here] ^ salts[row_of[here]], bands)
         row, document, alike = _most_similar(batch, row, document, sets, config)
         near = alike >= config.threshold
         note("near", first + row[near], document[near], alike[near])
@@ -161,10 +166,9 @@ def _equal(exact: pa.Table, held: pa.Table, salts: np.ndarray) -> tuple[np.ndarr
     return row[is_equal], found.filter(pa.array(is_equal)).to_numpy().astype(np.int64)
 
 
-def _band_pairs(mine: pa.Table, held: pa.Table, salts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Distinct pairs of a row and a holdout document that share a band, sorted."""
-    row, keys = mine["row"].to_numpy().astype(np.int64), held["key"].to_numpy()
-    wanted = mine["key"].to_numpy() ^ salts[row]
+def _band_pairs(row: np.ndarray, wanted: np.ndarray, held: pa.Table) -> tuple[np.ndarray, np.ndarray]:
+    """Distinct pairs of a row and a holdout document that share a band, sorted; `wanted` are the band keys of `row`."""
+    keys = held["key"].to_numpy()
     low = np.searchsorted(keys, wanted)
     shares = np.searchsorted(keys, wanted, side="right") - low
     entry = np.repeat(low - np.cumsum(shares) + shares, shares) + np.arange(shares.sum())

@@ -5,10 +5,12 @@
     INDEX/0003/part-00000.arrow    its kept documents, zstd: doc_id, id, source, text; candidates are verified by text
     INDEX/0003/part-00000.documents.arrow, .exact.arrow, .bands.arrow     their sketch (see `sketch`)
 
-A batch that is in the index already, by the fingerprint of its documents, is compared with the generations before it
-alone: so the same command run again does nothing, and a lost output can be made again.
+A batch that is in the index already, by the fingerprint of its documents or by what its output notes, is compared with
+the generations before it alone: so the same command run again does nothing, a lost output can be made again, and the
+last batch can be made from other documents or by other settings.
 """
 
+import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.manifest import OutputFile
+from seqmill.manifest import STATE_FOLDER, OutputFile
 from seqmill.pipeline.dedup.sketch import BANDS, DOCUMENT_FIELDS, DOCUMENTS, EXACT
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import Record, UnitResult, file_reference
@@ -51,10 +53,17 @@ class Part:
 class Index:
     """The generations that a batch is compared with."""
 
-    folder: Path  # where this batch's own generation goes
+    root: Path
+    generation: str  # of this batch: "0003"
+    settings: Mapping[str, Any]  # that all batches share
     made_from: Mapping[str, str]  # fingerprints of this batch's documents and settings
     parts: tuple[Part, ...]
     sketches: Mapping[str, list[dict[str, Any]]]  # kind -> references, one per part
+
+    @property
+    def folder(self) -> Path:
+        """Where this batch's own generation goes."""
+        return self.root / self.generation
 
     @property
     def documents(self) -> int:
@@ -63,39 +72,57 @@ class Index:
 
 
 @contextmanager
-def open_index(folder: Path, settings: Mapping[str, Any], made_from: Mapping[str, str]) -> Iterator[Index]:
+def open_index(folder: Path, settings: Mapping[str, Any], made_from: Mapping[str, str], out: Path) -> Iterator[Index]:
     """Hold the index against other processes and read it; an empty or missing folder is an empty index.
 
     Args:
         settings: decide which keys documents have; those of the first batch bind the others.
         made_from: fingerprints of the batch's "documents" and of all "settings" that decide what is removed.
+        out: folder of the batch's result, where it notes which generation it is.
 
     Raises:
-        UserError: another process holds the index, it was made with other settings, or this batch was, and others
-            came after it.
+        UserError: another process holds the index, it is not whole, it was made with other settings, or this batch was
+            made from other documents or settings before, and others came after it.
     """
-    with only_writer(folder):
-        _check_settings(folder, settings)
+    with _held(folder):
         generations = sorted(path.parent for path in folder.glob(f"[0-9]*/{GENERATION}"))
+        _check_whole(folder, generations)
+        if generations:
+            _check_settings(folder, settings)
         described = [read_json(path / GENERATION) for path in generations]
-        own = [one["made_from"]["documents"] == made_from["documents"] for one in described]
-        before = own.index(True) if any(own) else len(own)
-        if before < len(own) - 1 and described[before]["made_from"] != made_from:
-            raise UserError(
-                f"these documents are generation {before} of the index {folder}, removed by other settings, and the "
-                f"{len(own) - 1 - before} after it rest on that; use the same settings, or make the index again"
-            )
+        before = _place_of_batch(folder, [one["made_from"] for one in described], made_from, out)
         parts: list[Part] = []
         sketches: dict[str, list[dict[str, Any]]] = {kind: [] for kind in KINDS}
         for generation, one in zip(generations[:before], described, strict=False):
             for names in one["parts"]:
                 _add_part(generation, names, parts, sketches)
-        yield Index(folder / f"{before:04d}", made_from, tuple(parts), sketches)
+        yield Index(folder, f"{before:04d}", settings, made_from, tuple(parts), sketches)
+
+
+@contextmanager
+def _held(folder: Path) -> Iterator[None]:
+    held = only_writer(folder)
+    try:
+        held.__enter__()
+    except UserError as error:
+        raise UserError(
+            f"dedup.index = {str(folder)!r}: {error}; or use another index, apart from the output"
+        ) from error
+    with contextlib.ExitStack() as stack:
+        stack.push(held)
+        yield
+
+
+def _check_whole(folder: Path, generations: Sequence[Path]) -> None:
+    for number, generation in enumerate(generations):
+        if generation.name != f"{number:04d}":
+            raise UserError(
+                f"the index {folder} has a generation {generation.name} and none {number:04d}: it is not whole; make "
+                "it again from its batches"
+            )
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
-    if not (folder / SETTINGS).is_file():
-        write_json(folder / SETTINGS, dict(settings))
     found, wanted = read_json(folder / SETTINGS), json.loads(canonical_json(dict(settings)))
     for name in sorted(set(found) | set(wanted)):
         if found.get(name) != wanted.get(name):
@@ -103,6 +130,34 @@ def _check_settings(folder: Path, settings: Mapping[str, Any]) -> None:
                 f"the index {folder} was made with dedup.{name} = {found.get(name)!r}, not {wanted.get(name)!r}, and "
                 "their documents cannot be compared; use the same setting, or another index"
             )
+
+
+def _place_of_batch(
+    folder: Path, described: Sequence[Mapping[str, str]], made_from: Mapping[str, str], out: Path
+) -> int:
+    """How many generations this batch is compared with: all, or those before its own if it is in the index already."""
+    noted = read_json(out / STATE_FOLDER / SETTINGS) if (out / STATE_FOLDER / SETTINGS).is_file() else {}
+    known = [made_from["documents"]]
+    if noted.get("index") == str(folder):  # the documents may have changed since
+        known.append(noted["documents"])
+    own = [one["documents"] in known for one in described]
+    before = own.index(True) if any(own) else len(own)
+    if before < len(own) - 1 and dict(described[before]) != dict(made_from):
+        raise UserError(
+            f"this batch is generation {before} of the index {folder}, made from other documents or by other settings, "
+            f"and the {len(own) - 1 - before} after it rest on that; use what it was made from, a new --out for new "
+            "documents, or make the index again"
+        )
+    return before
+
+
+def begin_generation(index: Index, out: Path) -> None:
+    """Note in `out` which batch of the index it is, and take back the batch's generation if it was made from others."""
+    note = {"index": str(index.root), "documents": index.made_from["documents"]}
+    generation = index.folder / GENERATION
+    if generation.is_file() and read_json(generation)["made_from"] != dict(index.made_from):
+        generation.unlink()
+    write_json(out / STATE_FOLDER / SETTINGS, note)
 
 
 def _add_part(
@@ -174,4 +229,5 @@ def write_generation(index: Index, records: Sequence[Record]) -> None:
     for path in index.folder.glob("part-*"):
         if path.name not in named:
             path.unlink()
+    write_json(index.root / SETTINGS, dict(index.settings))
     write_json(index.folder / GENERATION, {"made_from": dict(index.made_from), "parts": parts})

@@ -53,4 +53,4 @@ class Phases:
 
 def files_of(records: Sequence[Record], folder: Path) -> References:
     """References to all files of the records, in order."""
-    return [file_reference(folder, file) for record in records for file in record.files]
+    return [{**file_reference(folder, file), "rows": file.rows} for record in records for file in record.files]

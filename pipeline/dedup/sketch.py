@@ -25,6 +25,7 @@ from seqmill.storage import with_metadata, write_arrow
 
 DOCUMENTS, EXACT, BANDS = "documents", "exact", "bands"
 RUN_ROWS = 4_000_000  # of a batch of band keys, at least
+KEY_VERSION = 2  # of the recipe from text to keys: keys of another version are never equal
 LONGEST = 2**48 - 1  # bytes: what a rank can tell apart
 
 DOCUMENT_FIELDS = {

@@ -35,17 +35,17 @@ from seqmill.pipeline.dedup.candidates import (
 )
 from seqmill.pipeline.dedup.config import DedupConfig
 from seqmill.pipeline.dedup.evidence import HOLDOUT, REASONS, decide, evidence, filter_documents
-from seqmill.pipeline.dedup.holdout import MATCHES, match, reference
-from seqmill.pipeline.dedup.index import KINDS, Index, Part, open_index, remember, write_generation
+from seqmill.pipeline.dedup.holdout import MATCHES, REFERENCE_FILES, match, reference
+from seqmill.pipeline.dedup.index import KINDS, Index, Part, begin_generation, open_index, remember, write_generation
 from seqmill.pipeline.dedup.phases import Phases, References, files_of
-from seqmill.pipeline.dedup.sketch import BANDS, DOCUMENTS, EXACT, sketch
+from seqmill.pipeline.dedup.sketch import BANDS, DOCUMENTS, EXACT, KEY_VERSION, sketch
 from seqmill.pipeline.dedup.verify import shingle, verify
 from seqmill.pipeline.execution import Executor, Progress, Record, file_reference, part_references, prepare_folder
 from seqmill.pipeline.funnel import add_counts, funnel_entry
 from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.pipeline.removed import INPUT
-from seqmill.storage import fingerprint
+from seqmill.storage import FORMAT_VERSION, fingerprint
 
 SHOWN_SIMILARITIES = (0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95)
 
@@ -87,9 +87,22 @@ class Comparison:
         """The indices of the input's parts."""
         return [k for k, part in enumerate(self.parts) if part.kept_from == INPUT]
 
+    @property
+    def new_parts(self) -> list[Part]:
+        """The input's parts."""
+        return [self.parts[k] for k in self.new]
+
     def sketch_of(self, k: int) -> dict[str, Any]:
         """The sketch of part `k`, by kind."""
         return {kind: self.sketches[kind][k] for kind in KINDS}
+
+
+@dataclass(frozen=True)
+class Holdout:
+    """What is held out, ready to be compared with."""
+
+    files: References  # documents, bands, runs: see `holdout.reference`
+    counts: dict[str, int]
 
 
 def dedup(documents: Path, config: DedupConfig, out: Path, executor: Executor, progress: Progress) -> dict[str, Any]:
@@ -108,39 +121,50 @@ def dedup(documents: Path, config: DedupConfig, out: Path, executor: Executor, p
     manifest = open_manifest(documents, "documents")
     prepare_folder(out)
     phases = Phases(out / STATE_FOLDER, config.memory_mb * 2**20, executor, progress)
-    with _index_of(config, manifest) as index:
+    held_out = _read_holdout(config, phases, out) if config.holdout else None
+    with _index_of(config, manifest, held_out, out) as index:
         compared = _sketch(documents, manifest, config, phases, index)
-        held, held_out, matches = _match_holdout(compared, out)
+        matches, matched = _match_holdout(compared, held_out) if held_out else ([], {})
         exact_files, near_files, verification = _find_duplicates(compared, matches)
-        told = {"exact": exact_files, "near": near_files, "holdout": matches}
+        told = {"exact": exact_files, "near": near_files, "holdout": matches, "memory": phases.memory}
         decided = phases.run("decide", decide, {"decide": told})[0]
         removals, sizes = (file_reference(phases.state, file) for file in decided.files)
-        parts = [compared.parts[k] for k in compared.new]
-        removed = _write_evidence(compared, held, removals, out)
+        removed = _write_evidence(compared, held_out, removals, out)
         shared = {**compared.decided_by, "removals": removals, "sizes": sizes}
-        kept = phases.over_parts("filter", filter_documents, parts, out, shared)
+        kept = phases.over_parts("filter", filter_documents, compared.new_parts, out, shared)
         if index is not None:
-            own = [
-                {"kept": file, "sketches": compared.sketch_of(k)}
-                for k, file in zip(compared.new, files_of(kept, out), strict=True)
-            ]
-            write_generation(
-                index, phases.over_parts("remember", remember, parts, index.folder, {"removals": removals}, own)
-            )
-    found = {"verification": verification, "overlap": removed.stats["overlap"], "holdout": held_out}
+            _remember(compared, index, kept, removals, out)
+    found = {"verification": verification, "overlap": removed.stats["overlap"], "holdout": matched}
     if index is not None:
-        found["index"] = {"documents_before": index.documents, "generation": index.folder.name}
+        found["index"] = {"documents_before": index.documents, "generation": index.generation}
     return _publish(out, config, kept, found)
 
 
-def _index_of(config: DedupConfig, manifest: Mapping[str, Any]) -> Any:
+def _index_of(config: DedupConfig, manifest: Mapping[str, Any], held_out: Holdout | None, out: Path) -> Any:
     """The configured index, held while in use, or None."""
     if config.index is None:
         return nullcontext()
     settings = {name: value for name, value in asdict(config).items() if name not in NOT_FOR_THE_INDEX}
-    decided = fingerprint([asdict(config) | NOT_FOR_REMOVALS, config.holdout])
+    settings |= {"format_version": FORMAT_VERSION, "key_version": KEY_VERSION}
+    held = [file["xxh3_128"] for file in held_out.files] if held_out else []
+    decided = fingerprint([asdict(config) | NOT_FOR_REMOVALS, held])
     made_from = {"documents": manifest["fingerprint"], "settings": decided}
-    return open_index(Path(config.index).absolute(), settings, made_from)
+    return open_index(Path(config.index).absolute(), settings, made_from, out)
+
+
+def _remember(
+    compared: Comparison, index: Index, kept: Sequence[Record], removals: Mapping[str, Any], out: Path
+) -> None:
+    """Add what is kept to the index."""
+    begin_generation(index, out)
+    own = [
+        {"kept": file, "sketches": compared.sketch_of(k)}
+        for k, file in zip(compared.new, files_of(kept, out), strict=True)
+    ]
+    told = {"removals": removals}
+    write_generation(
+        index, compared.phases.over_parts("remember", remember, compared.new_parts, index.folder, told, own)
+    )
 
 
 def _sketch(
@@ -164,37 +188,35 @@ def _sketch(
     return replace(compared, sketches=sketches)
 
 
-def _match_holdout(compared: Comparison, out: Path) -> tuple[References, dict[str, Any], References]:
-    """Compare the input with the holdout documents; returns their file, what was counted, and the removals."""
-    config, phases = compared.config, compared.phases
-    if not config.holdout:
-        return [], {}, []
-    folder = _holdout_documents(config.holdout, out / HOLDOUT, phases)
-    manifest = open_manifest(folder, "documents")
-    told = {"parts": list(part_references(folder, manifest).values()), "memory": phases.memory, **compared.decided_by}
+def _read_holdout(config: DedupConfig, phases: Phases, out: Path) -> Holdout:
+    """Everything that documents are compared with for the holdout; raw files are ingested into OUT/holdout first."""
+    folder, quarantined = Path(config.holdout[0]).absolute(), 0
+    if len(config.holdout) > 1 or not (folder / MANIFEST).is_file():
+        folder = out / HOLDOUT
+        try:
+            found = ingest(IngestConfig(config.holdout), NormaliseConfig(), folder, phases.executor, phases.progress)
+        except UserError as error:
+            raise UserError(
+                f"dedup.holdout: {error}; where ingest needs settings, run `seqmill ingest` and hold out its folder"
+            ) from error
+        quarantined = found["quarantined"]["documents"]
+    parts = list(part_references(folder, open_manifest(folder, "documents")).values())
+    decided_by = {"config": {**asdict(config), **NOT_FOR_REMOVALS}}
     state = phases.state / HOLDOUT
+    told = {"parts": parts, "memory": phases.memory, **decided_by}
     made = phases.run("reference", reference, {"reference": told}, state)[0]
     files = {file.name: {**file_reference(state, file), "rows": file.rows} for file in made.files}
-    names = ("documents.arrow", "bands.arrow", "runs.arrow")
-    shared = {
-        **compared.decided_by,
-        "reference": [files[name] for name in names],
-        "holdout_first": compared.total,
-    }
-    parts = [compared.parts[k] for k in compared.new]
+    return Holdout([files[name] for name in REFERENCE_FILES], {**made.stats, "quarantined": quarantined})
+
+
+def _match_holdout(compared: Comparison, held_out: Holdout) -> tuple[References, dict[str, Any]]:
+    """The removals of documents that match the holdout, and what was counted."""
+    folder = compared.phases.state / HOLDOUT / "match"
+    shared = {**compared.decided_by, "reference": held_out.files, "holdout_first": compared.total}
     own = [{"sketches": compared.sketch_of(k)} for k in compared.new]
-    records = phases.over_parts("match", match, parts, state / "match", shared, own)
+    records = compared.phases.over_parts("match", match, compared.new_parts, folder, shared, own)
     counts = {kind: sum(record.stats[kind] for record in records) for kind in MATCHES}
-    held = {**files[names[0]], "first": compared.total, "kept_from": HOLDOUT}
-    return [held], {**made.stats, "removed": counts}, files_of(records, state / "match")
-
-
-def _holdout_documents(paths: Sequence[str], out: Path, phases: Phases) -> Path:
-    """The documents folder that the holdout paths name, or one made from raw files in OUT/holdout."""
-    if len(paths) == 1 and (Path(paths[0]) / MANIFEST).is_file():
-        return Path(paths[0]).absolute()
-    ingest(IngestConfig(tuple(paths)), NormaliseConfig(), out, phases.executor, phases.progress)
-    return out
+    return files_of(records, folder), {**held_out.counts, "removed": counts}
 
 
 def _find_duplicates(compared: Comparison, gone: References) -> tuple[References, References, dict[str, Any]]:
@@ -209,7 +231,12 @@ def _find_duplicates(compared: Comparison, gone: References) -> tuple[References
         exact_files = files_of(found, phases.state)
     told = {**where, "gone": [*gone, *exact_files]}
     buckets = phases.over_ranges("bucket", bucket, sketches[BANDS], BAND_ROW_BYTES, told)
-    edges = {**where, "edges": files_of(buckets, phases.state), "sketches": sketches[DOCUMENTS]}
+    edges = {
+        **where,
+        "bands": config.recipe.bands,
+        "edges": files_of(buckets, phases.state),
+        "sketches": sketches[DOCUMENTS],
+    }
     clusters = phases.run("cluster", cluster, {"cluster": {**edges, "memory": phases.memory}})[0]
     verified = _verify(compared, file_reference(phases.state, clusters.files[0]), clusters.stats["units"])
     verification = {
@@ -233,12 +260,14 @@ def _verify(compared: Comparison, clusters: Mapping[str, Any], units: int) -> li
     return phases.run("verify", verify, {name: {"name": name, "unit": k, **told} for k, name in enumerate(names)})
 
 
-def _write_evidence(compared: Comparison, held: References, removals: Mapping[str, Any], out: Path) -> Record:
+def _write_evidence(compared: Comparison, held_out: Holdout | None, removals: Mapping[str, Any], out: Path) -> Record:
     labelled = [
         {**file, "kept_from": part.kept_from}
         for file, part in zip(compared.sketches[DOCUMENTS], compared.parts, strict=True)
     ]
-    told = {"removals": removals, "sketches": [*labelled, *held]}
+    if held_out:
+        labelled.append({**held_out.files[0], "first": compared.total, "kept_from": HOLDOUT})
+    told = {"removals": removals, "sketches": labelled}
     return compared.phases.run("evidence", evidence, {"evidence": told}, out)[0]
 
 

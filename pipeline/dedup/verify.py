@@ -18,6 +18,8 @@ from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import UnitResult
 from seqmill.storage import read_arrow, write_arrow
 
+CLUSTER_SALT = np.uint64(0x9E3779B97F4A7C15)  # odd: different clusters, different products
+
 
 def shingle(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Shingle sets and band keys of the candidates of one documents part: one batch for every verify unit, in order."""
@@ -69,7 +71,7 @@ def _shingle_sets(documents: Mapping[str, Any], rows: np.ndarray, config: DedupC
     tables = character_tables(recipe.verifier)
     sizes, hashes = [np.zeros(1, np.int64)], [np.empty(0, np.uint64)]
     first = 0
-    for batch in document_batches(Path(documents["path"])):
+    for batch in document_batches(Path(documents["path"])) if len(rows) else ():
         low, high = np.searchsorted(rows, [first, first + len(batch)])
         chosen = batch.column("text").take(pa.array(rows[low:high] - first))
         first += len(batch)
@@ -98,8 +100,9 @@ def verify(payload: Mapping[str, Any], out: Path) -> UnitResult:
     table = table.take(pa.array(order)).combine_chunks()
     position, cluster = table["position"].to_numpy(), table["cluster"].to_numpy()
     starts = np.flatnonzero(np.diff(cluster, prepend=-1))
-    keys = table["keys"].chunk(0).flatten().to_numpy()
-    names, bucket = np.unique(keys, return_inverse=True)
+    # documents of the index that share a key may lie in several clusters: each has a bucket of its own
+    own = np.repeat(cluster.astype(np.uint64) * CLUSTER_SALT, config.recipe.bands)
+    names, bucket = np.unique(table["keys"].chunk(0).flatten().to_numpy() ^ own, return_inverse=True)
     sets = table["shingles"].chunk(0)
     leader, similarity, capped = verified_leaders(
         np.append(starts, len(table)),

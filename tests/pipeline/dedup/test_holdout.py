@@ -57,6 +57,7 @@ def test_documents_that_equal_resemble_or_hold_a_holdout_document_go(
     assert found.manifest["holdout"] == {
         "documents": 4,
         "too_short": 0,
+        "quarantined": 0,
         "removed": {"exact": 1, "near": 1, "contained": 1},
     }
     assert [entry["stage"] for entry in found.manifest["funnel"]] == ["holdout dedup", "exact dedup", "near dedup"]
@@ -136,6 +137,19 @@ def test_changing_the_holdout_repeats_no_sketch(
     before = times()
     assert run_dedup(records, holdout=(evaluation([record("e", article(2))]),)).removed_ids() == {"2": ("holdout", "e")}
     assert times() == before
+
+
+@pytest.mark.parametrize(
+    ("contents", "message"),
+    [
+        ("", "dedup.holdout: there are no documents in it"),
+        ('{"question": "x"}\n', "dedup.holdout: .* run `seqmill ingest`"),
+    ],
+)
+def test_a_holdout_without_texts_is_refused(run_dedup: RunDedup, tmp_path: Path, contents: str, message: str) -> None:
+    (tmp_path / "eval.jsonl").write_text(contents)
+    with pytest.raises(UserError, match=message):
+        run_dedup([record("a", article(1))], holdout=(str(tmp_path / "eval.jsonl"),))
 
 
 def test_a_histogram_of_repeats_is_refused_where_copies_lie_outside_of_the_input(

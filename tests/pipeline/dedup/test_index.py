@@ -1,3 +1,4 @@
+import json
 import random
 import shutil
 from collections.abc import Callable
@@ -123,6 +124,64 @@ def test_only_the_last_batch_can_be_decided_anew(run_dedup: RunDedup, tmp_path: 
         run_dedup(old, tag="old", index=index, threshold=0.5)
 
 
+def test_the_last_batch_can_grow_and_an_older_one_says_what_rests_on_it(run_dedup: RunDedup, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    records = [record(str(k), article(k)) for k in range(3)]
+    run_dedup(records, tag="same", index=index)
+    found = run_dedup([*records, record("new", article(7))], tag="same", index=index)
+    assert found.kept_ids() == ["0", "1", "2", "new"]
+    assert found.manifest["index"] == {"documents_before": 0, "generation": "0000"}
+    run_dedup([record("later", article(8))], tag="later", index=index)
+    with pytest.raises(UserError, match=r"generation 0 of the index .* a new --out for new documents"):
+        run_dedup([*records, record("newer", article(9))], tag="same", index=index)
+
+
+def test_what_was_held_out_is_part_of_a_batch_by_its_contents(run_dedup: RunDedup, tmp_path: Path) -> None:
+    index, path = str(tmp_path / "index"), tmp_path / "eval.jsonl"
+    records = [record(str(k), article(k)) for k in range(3)]
+    path.write_text(json.dumps(record("eval", article(1))) + "\n")
+    run_dedup(records, tag="old", index=index, holdout=(str(path),))
+    run_dedup([record("later", article(8))], tag="later", index=index)
+    path.rename(tmp_path / "moved.jsonl")
+    again = run_dedup(records, tag="old", index=index, holdout=(str(tmp_path / "moved.jsonl"),))
+    assert again.removed_ids() == {"1": ("holdout", "eval")}
+    path.write_text(json.dumps(record("eval", article(2))) + "\n")
+    with pytest.raises(UserError, match=r"generation 0 of the index .* other settings"):
+        run_dedup(records, tag="old", index=index, holdout=(str(path),))
+
+
+def test_a_batch_that_is_stopped_while_it_is_made_anew_leaves_the_index_whole(
+    run_dedup: RunDedup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    index = str(tmp_path / "index")
+    old, new = [record("a", article(1))], [record("b", changed(article(1), 6, 1)), record("c", article(3))]
+    run_dedup(old, tag="old", index=index)
+    run_dedup(new, tag="new", index=index, threshold=0.9)
+    with monkeypatch.context() as patched:
+        patched.setattr(stage, "write_generation", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            run_dedup(new, tag="new", index=index, threshold=0.5)
+    other = run_dedup([record("d", article(4)), record("a again", article(1))], tag="other", index=index)
+    assert other.removed_ids() == {"a again": ("exact", "a")}
+    assert other.manifest["index"] == {"documents_before": 1, "generation": "0001"}
+    assert run_dedup(new, tag="new", index=index, threshold=0.5).manifest["index"]["generation"] == "0002"
+
+
+def test_a_first_batch_that_fails_binds_nothing(run_dedup: RunDedup, tmp_path: Path) -> None:
+    index = str(tmp_path / "index")
+    with pytest.raises(UserError, match="does not exist"):
+        run_dedup([record("a", article(1))], index=index, preset="dclm", holdout=(str(tmp_path / "none.jsonl"),))
+    assert len(run_dedup([record("a", article(1))], index=index).kept) == 1
+
+
+def test_an_index_with_a_gap_is_refused(run_dedup: RunDedup, tmp_path: Path) -> None:
+    for k in range(2):
+        run_dedup([record(str(k), article(k))], tag=str(k), index=str(tmp_path / "index"))
+    shutil.rmtree(tmp_path / "index" / "0000")
+    with pytest.raises(UserError, match="a generation 0001 and none 0000: it is not whole"):
+        run_dedup([record("2", article(2))], tag="2", index=str(tmp_path / "index"))
+
+
 def test_an_index_of_other_settings_is_refused(run_dedup: RunDedup, tmp_path: Path) -> None:
     run_dedup([record("a", article(1))], tag="old", index=str(tmp_path / "index"))
     with pytest.raises(UserError, match=r"was made with dedup.preset = 'fineweb', not 'dclm'"):
@@ -130,7 +189,7 @@ def test_an_index_of_other_settings_is_refused(run_dedup: RunDedup, tmp_path: Pa
 
 
 def test_an_index_is_written_by_one_process_at_a_time(run_dedup: RunDedup, tmp_path: Path) -> None:
-    with only_writer(tmp_path / "index"), pytest.raises(UserError, match="another seqmill process"):
+    with only_writer(tmp_path / "index"), pytest.raises(UserError, match=r"dedup.index = .* another seqmill process"):
         run_dedup([record("a", article(1))], index=str(tmp_path / "index"))
 
 

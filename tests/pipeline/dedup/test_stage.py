@@ -99,7 +99,7 @@ def test_the_memory_budget_and_the_cutting_of_ranges_change_no_byte(
     whole = run_dedup(records, per_file=10, tag="whole")
     monkeypatch.setattr(exchange, "ROWS_PER_RANGE", 13)
     monkeypatch.setattr(sketch, "RUN_ROWS", 50)
-    monkeypatch.setattr(candidates, "MOST_SHINGLES", 500)
+    monkeypatch.setattr(candidates, "MOST_BYTES", 4000)
     cut = run_dedup(records, per_file=10, tag="cut", memory_mb=1)
     assert whole.files == cut.files
 
@@ -117,7 +117,7 @@ def test_a_cluster_beyond_the_memory_budget_is_refused_with_the_numbers(
 ) -> None:
     monkeypatch.setattr(candidates, "COMPARING", 2**10)
     records = [record(str(k), changed(article(1), 1, k)) for k in range(3)]
-    with pytest.raises(UserError, match=r"a cluster of 3 documents with 588 shingles need 5 MiB to be compared"):
+    with pytest.raises(UserError, match=r"a cluster of 3 documents with 588 shingles need 6 MiB to be compared"):
         run_dedup(records, memory_mb=4)
 
 
