@@ -84,6 +84,9 @@ def seqmill() -> Seqmill:
                 main()
             except SystemExit as ended:
                 found = ended.code or 0
+            finally:
+                if ray := sys.modules.get("ray"):
+                    ray.shutdown()  # as the end of a process of its own would
         done = Done(stdout.getvalue(), stderr.getvalue())
         assert found == code, f"{arguments} exited with {found}\n{done.stdout}\n{done.stderr}"
         return done
