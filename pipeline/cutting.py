@@ -14,8 +14,9 @@ from typing import Any
 
 from seqmill.pipeline.columnar import describe
 from seqmill.pipeline.execution import Executor, Progress, Unit, UnitResult, run_units
-from seqmill.pipeline.readers import LINE_END
+from seqmill.pipeline.pieces import LINE_END
 from seqmill.pipeline.records import Fields, Segment
+from seqmill.pipeline.sequences import NEXT_RECORD
 from seqmill.pipeline.sources import SourceFile
 from seqmill.pipeline.streams import can_cut, count_starts, open_source
 
@@ -94,6 +95,8 @@ def _separator(file: SourceFile, fields: Fields) -> bytes | None:
         return None
     if file.format == "jsonl":
         return LINE_END
+    if file.format == "fasta":
+        return NEXT_RECORD
     if file.format == "text" and fields.separator:
         separator = fields.separator.encode()
         return separator if can_cut(separator) else None
@@ -155,4 +158,4 @@ def _weight(segment: Segment) -> int:
     """Bytes that a segment stands for; a run of row groups or batches counts as a unit of its own."""
     if segment.stop is None:
         return segment.file.size
-    return segment.stop - segment.start if segment.file.format in ("jsonl", "text") else segment.file.size
+    return segment.stop - segment.start if segment.file.format in ("jsonl", "text", "fasta") else segment.file.size

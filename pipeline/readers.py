@@ -1,22 +1,22 @@
-"""Read JSON Lines and plain text: every record becomes a row of a batch or an entry of the quarantine."""
+"""Read the formats of text: every record becomes a row of a batch or an entry of the quarantine."""
 
 import json
 import re
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any, BinaryIO
+from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 
-from seqmill.pipeline import columnar
+from seqmill.pipeline import columnar, sequences
+from seqmill.pipeline.pieces import LINE_END, numbered_pieces
 from seqmill.pipeline.quarantine import Quarantine
 from seqmill.pipeline.records import Fields, Segment, checked_text, is_utf8, make_batch, render
-from seqmill.pipeline.streams import BYTE_ORDER_MARK, Damaged, byte_reader, first_start, open_source, pieces
+from seqmill.pipeline.streams import BYTE_ORDER_MARK, Damaged, byte_reader, open_source
 
 Reader = Callable[[Segment, Fields, Quarantine], Iterator[pa.RecordBatch]]
-LINE_END = b"\n"
 LONG_LINE_BYTES = 1 << 30  # orjson refuses lines of 2 GiB
 _ESCAPED_SURROGATE = re.compile(rb"\\u[dD][89abAB]")
 
@@ -33,7 +33,7 @@ def read_segment(segment: Segment, fields: Fields, quarantine: Quarantine) -> It
 
 def read_jsonl(segment: Segment, fields: Fields, quarantine: Quarantine) -> Iterator[pa.RecordBatch]:
     """The records of JSON Lines that start in a byte range; blank lines are numbered but are no records."""
-    for row, offset, lines in _numbered_pieces(segment, LINE_END, quarantine):
+    for row, offset, lines in numbered_pieces(segment, LINE_END, quarantine):
         yield _parse_lines(segment, fields, quarantine, row, offset, lines)
 
 
@@ -43,48 +43,19 @@ def read_text(segment: Segment, fields: Fields, quarantine: Quarantine) -> Itera
         yield from _read_whole(segment, fields, quarantine)
         return
     separator = fields.separator.encode()
-    for row, offset, texts in _numbered_pieces(segment, separator, quarantine):
+    for row, offset, texts in numbered_pieces(segment, separator, quarantine):
         yield _decode_texts(segment, fields, quarantine, row, offset, texts, len(separator))
 
 
 READERS: dict[str, Reader] = {
     "jsonl": read_jsonl,
     "text": read_text,
+    "fasta": sequences.read_fasta,
+    "fastq": sequences.read_fastq,
     "parquet": columnar.read_columnar,
     "arrow": columnar.read_columnar,
     "hf": columnar.read_columnar,
 }
-
-
-def _numbered_pieces(
-    segment: Segment, separator: bytes, quarantine: Quarantine
-) -> Iterator[tuple[int, int, list[bytes]]]:
-    """Blocks of pieces as (row, offset, pieces); damage ends them and goes to the quarantine."""
-    row = segment.first_row
-    with open_source(segment.file) as handle:
-        try:
-            for offset, block in _pieces_of(segment, separator, handle):
-                if offset == 0 and block[0].startswith(BYTE_ORDER_MARK):
-                    block[0] = block[0][len(BYTE_ORDER_MARK) :]
-                    offset = len(BYTE_ORDER_MARK)
-                yield row, offset, block
-                row += len(block)
-        except Damaged as damage:
-            quarantine.add_damage(
-                segment.file.name, row, damage.reason, damage.partial, offset=damage.offset, detail=damage.detail
-            )
-
-
-def _pieces_of(segment: Segment, separator: bytes, handle: BinaryIO) -> Iterator[tuple[int, list[bytes]]]:
-    file, start = segment.file, segment.start
-    if start:
-        assert segment.stop is not None
-        found = first_start(handle, file, separator, start, segment.stop)
-        if found is None:
-            return
-        start = found
-    stop = sys.maxsize if segment.stop is None else segment.stop
-    yield from pieces(byte_reader(file, handle, start), separator, start, stop)
 
 
 def _parse_lines(

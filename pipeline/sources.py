@@ -34,10 +34,15 @@ EXTENSIONS = {
     ".txt": "text",
     ".text": "text",
     ".md": "text",
+    ".fa": "fasta",
+    ".fna": "fasta",
+    ".fasta": "fasta",
+    ".fq": "fastq",
+    ".fastq": "fastq",
 }
 COMPRESSIONS = {".gz": "gzip", ".zst": "zstd", ".zstd": "zstd"}
-FORMATS = ("auto", "jsonl", "parquet", "arrow", "text", "hf")
-COMPRESSIBLE = ("jsonl", "text")
+FORMATS = ("auto", "jsonl", "parquet", "arrow", "text", "fasta", "fastq", "hf")
+COMPRESSIBLE = ("jsonl", "text", "fasta", "fastq")
 MAX_FILES = 1 << 24  # doc_id has 24 bits for the file
 _STAMP_KEYS = ("ETag", "etag", "blob_id", "md5Hash", "mtime", "LastModified", "last_modified", "created")
 
@@ -48,7 +53,7 @@ class SourceFile:
 
     name: str  # relative to the common parent of all inputs: the same on every machine
     path: str  # absolute local path, or URL
-    format: str  # "jsonl", "parquet", "arrow", "text" or "hf"
+    format: str  # one of `FORMATS`, found out
     compression: str  # "", "gzip" or "zstd"
     size: int  # bytes stored
     stamp: str  # changes when the content does: nanoseconds of the last change, or an etag

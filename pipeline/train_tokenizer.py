@@ -1,7 +1,7 @@
 """The tokenizer stage: learn a vocabulary from a sample of the documents, or put a given tokenizer in place."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,32 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
-from seqmill.tokenizers_ext import Encoder, copy_artifact, load, save_byte, save_subword, train_bpe
+from seqmill.pipeline.settings import build
+from seqmill.tokenizers_ext import (
+    Encoder,
+    KmerConfig,
+    copy_artifact,
+    load,
+    save_byte,
+    save_kmer,
+    save_subword,
+    train_bpe,
+)
 from seqmill.tokenizers_ext.train import SMALLEST_BPE_VOCABULARY
 
-KINDS = ("bpe", "byte")
+KINDS = ("bpe", "byte", "kmer")
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """`[tokenizer]`: how to get a tokenizer."""
 
-    kind: str = "bpe"  # "bpe": byte-level BPE trained on the documents; "byte": bytes as ids
+    kind: str = "bpe"  # "bpe": byte-level BPE trained on the documents; "byte": bytes as ids; "kmer": DNA
     vocab_size: int = 32_768  # ids, the end-of-text id included; for kind "bpe"
     sample_bytes: int = 1_000_000_000  # text to train on at most; documents are drawn by a hash of their id
     path: str | None = None  # use this artifact or tokenizer.json and train nothing
     seed: int = 0  # of the sample
+    kmer: KmerConfig = field(default_factory=KmerConfig)  # for kind "kmer"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -63,6 +74,8 @@ def train_tokenizer(
         copy_artifact(Path(config.path), out)
     elif config.kind == "byte":
         save_byte(out)
+    elif config.kind == "kmer":
+        save_kmer(out, config.kmer)
     else:
         manifest = open_manifest(documents, "documents")
         payload = {
@@ -76,7 +89,7 @@ def train_tokenizer(
 
 def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Train a BPE on the sampled documents and write the artifact."""
-    config = TokenizerConfig(**payload["config"])
+    config = build(TokenizerConfig, payload["config"])
     share = min(1.0, config.sample_bytes / max(1, payload["bytes"]))
     sampled = {"documents": 0, "bytes": 0}
 

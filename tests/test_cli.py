@@ -16,6 +16,7 @@ import zstandard
 
 from seqmill.packing import validate
 from seqmill.storage import read_arrow
+from seqmill.tokenizers_ext import load
 
 Seqmill = Callable[..., Any]
 VERBS = (
@@ -94,6 +95,21 @@ def test_a_stage_takes_raw_files_too(seqmill: Seqmill, tmp_path: Path) -> None:
     done = seqmill("dedup", "raw.jsonl", "--out", "clean", "--workers", 1, "--json", "--quiet", cwd=tmp_path)
     figures = json.loads(done.stdout)
     assert (figures["documents"], figures["quarantined"]) == (5, 0)
+
+
+def test_dna_becomes_k_mers_and_comes_back(seqmill: Seqmill, tmp_path: Path) -> None:
+    genes = ["ACGTACGTAC", "ACGTNNacgtTTTT", ""]
+    (tmp_path / "genes.jsonl").write_text(lines(*({"text": gene} for gene in genes)))
+    command = ("tokenizer", "train", "genes.jsonl", "--kind", "kmer", "--k", 4, "--remainder", "pad", "--out", "kmers")
+    made = json.loads(seqmill(*command, "--quiet", "--json", cwd=tmp_path).stdout)
+    assert (made["kind"], made["vocab_size"]) == ("kmer", 256 + 2 + 3 + 4**4)
+    seqmill("tokenize", "genes.jsonl", "--tokenizer", "kmers", "--out", "tokens", "--quiet", cwd=tmp_path)
+    ids = read_arrow(tmp_path / "tokens" / "part-00000.arrow")["input_ids"].combine_chunks()
+    found = load(tmp_path / "tokens" / "tokenizer").decode(ids).to_pylist()
+    assert found == [gene.encode() for gene in genes if gene]
+    assert [len(one) for one in ids.to_pylist()] == [2 + 2 + 1, 1 + 8 + 2 + 1]  # the end of the document included
+    wrong = seqmill(*command[:-3], "drop", "--out", "x", "--quiet", cwd=tmp_path, code=2)
+    assert "choose one of nucleotide, pad" in one_line_error(wrong)
 
 
 def test_bytes_need_no_training(seqmill: Seqmill, tmp_path: Path) -> None:

@@ -1,12 +1,13 @@
 """Tokenizer artifacts: a folder with `seqmill.json` (what it is, its hash) and the files of its kind.
 
-DIR/seqmill.json       format_version, kind, vocab_size, special_ids, sha256 of each file, built_from
+DIR/seqmill.json       format_version, kind, vocab_size, special_ids, settings, sha256 of each file, built_from
 DIR/tokenizer.json     for kind "subword": the Hugging Face format
 """
 
 import hashlib
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from seqmill.errors import UserError
 from seqmill.storage import FORMAT_VERSION, atomic_path, read_json, write_json
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
+from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
 from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_json
 
 logger = logging.getLogger(__name__)
@@ -47,6 +49,13 @@ def save_byte(folder: Path) -> Encoder:
     """Write the byte tokenizer's artifact and return its encoder."""
     encoder = ByteEncoder()
     _describe(folder, encoder, {}, {})
+    return encoder
+
+
+def save_kmer(folder: Path, config: KmerConfig) -> Encoder:
+    """Write the artifact of a k-mer tokenizer and return its encoder."""
+    encoder = KmerEncoder(config)
+    _describe(folder, encoder, {}, {}, asdict(config))
     return encoder
 
 
@@ -91,6 +100,7 @@ def _open(path: Path, described: Mapping[str, Any]) -> Encoder:
     factories: dict[str, Callable[[], Encoder]] = {
         "subword": lambda: SubwordEncoder((path / TOKENIZER_JSON).read_bytes(), described["special_ids"]),
         "byte": ByteEncoder,
+        "kmer": lambda: KmerEncoder(KmerConfig(**described["settings"])),
     }
     if described["kind"] not in factories:
         raise UserError(
@@ -99,12 +109,19 @@ def _open(path: Path, described: Mapping[str, Any]) -> Encoder:
     return factories[described["kind"]]()
 
 
-def _describe(folder: Path, encoder: Encoder, files: Mapping[str, bytes], built_from: Mapping[str, Any]) -> None:
+def _describe(
+    folder: Path,
+    encoder: Encoder,
+    files: Mapping[str, bytes],
+    built_from: Mapping[str, Any],
+    settings: Mapping[str, Any] | None = None,
+) -> None:
     description = {
         "format_version": FORMAT_VERSION,
         "kind": encoder.kind,
         "vocab_size": encoder.vocab_size,
         "special_ids": dict(encoder.special_ids),
+        "settings": dict(settings or {}),
         "sha256": {name: hashlib.sha256(contents).hexdigest() for name, contents in files.items()},
         "built_from": dict(built_from),
     }

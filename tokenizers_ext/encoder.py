@@ -16,7 +16,7 @@ class Encoder(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "subword" or "byte"."""
+        """ "subword", "byte" or "kmer"."""
         ...
 
     @property

@@ -13,8 +13,13 @@ app = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mod
 def tokenizer_train(
     inputs: Inputs,
     out: Out,
-    kind: Annotated[str, typer.Option(help="bpe or byte.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Ids, the end-of-text id included.")] = 32_768,
+    kind: Annotated[str, typer.Option(help="bpe, byte or kmer.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Ids of a BPE, the end-of-text id included.")] = 32_768,
+    k: Annotated[int, typer.Option("--k", help="Bases of a k-mer.")] = 6,
+    stride: Annotated[int | None, typer.Option(help="Bases from one k-mer to the next; default: k.")] = None,
+    frame: Annotated[int, typer.Option(help="Where k-mers begin, modulo the stride.")] = 0,
+    remainder: Annotated[str, typer.Option(help="Bases behind the last k-mer: nucleotide or pad.")] = "nucleotide",
+    reverse_complement: Annotated[bool, typer.Option(help="Encode the other strand of DNA.")] = False,
     executor: ExecutorName = "local",
     workers: Workers = None,
     address: Address = None,
@@ -24,8 +29,10 @@ def tokenizer_train(
     """Learn a vocabulary from documents."""
     from seqmill.manifest import open_manifest
     from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
+    from seqmill.tokenizers_ext import KmerConfig
 
-    config = TokenizerConfig(kind=kind, vocab_size=vocab_size)
+    kmer = KmerConfig(k, stride, frame, remainder, reverse_complement)
+    config = TokenizerConfig(kind=kind, vocab_size=vocab_size, kmer=kmer)
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
         encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
