@@ -199,13 +199,15 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def wait_for_jobs(address: str) -> None:
-    """Until the job server answers; asked from a fresh process, since this one may have used Ray without a token."""
+    """Until the cluster takes a job: its server answers before the agent that starts jobs is up. Asked from a fresh
+    process, since this one may have used Ray without a token."""
+    command = [BIN / "ray", "job", "submit", "--no-wait", "--address", address, "--", "true"]
     for _ in range(30):
-        listed = subprocess.run([BIN / "ray", "job", "list", "--address", address], capture_output=True, text=True)
-        if listed.returncode == 0:
+        submitted = subprocess.run(command, capture_output=True, text=True)
+        if submitted.returncode == 0:
             return
         time.sleep(1)
-    raise AssertionError(listed.stderr)
+    raise AssertionError(submitted.stderr)
 
 
 def test_a_ray_job_runs_the_same_configuration(
