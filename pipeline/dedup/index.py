@@ -10,10 +10,9 @@ the generations before it alone: so the same command run again does nothing, a l
 last batch can be made from other documents or by other settings.
 """
 
-import contextlib
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -101,15 +100,13 @@ def open_index(folder: Path, settings: Mapping[str, Any], made_from: Mapping[str
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    held = only_writer(folder)
-    try:
-        held.__enter__()
-    except UserError as error:
-        raise UserError(
-            f"dedup.index = {str(folder)!r}: {error}; or use another index, apart from the output"
-        ) from error
-    with contextlib.ExitStack() as stack:
-        stack.push(held)
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(only_writer(folder))
+        except UserError as error:
+            raise UserError(
+                f"dedup.index = {str(folder)!r}: {error}; or use another index, apart from the output"
+            ) from error
         yield
 
 
@@ -190,9 +187,8 @@ def remember(payload: Mapping[str, Any], out: Path) -> UnitResult:
     is_kept[removed[slice(*np.searchsorted(removed, [low, high]))] - low] = False
     new_row = np.cumsum(is_kept).astype(np.uint32) - np.uint32(1)
     for kind, table in sketches.items():
-        batches = _renumbered(table, is_kept, new_row)
-        if kind == DOCUMENTS:
-            batches = iter(table.filter(pa.array(is_kept)).to_batches())
+        in_order = kind == DOCUMENTS  # no key to keep sorted, and no row to renumber
+        batches = table.filter(pa.array(is_kept)).to_batches() if in_order else _renumbered(table, is_kept, new_row)
         name = f"{part}.{kind}.arrow"
         files[name] = write_arrow(out / name, table.schema, batches)
     return UnitResult(files)
@@ -207,16 +203,13 @@ def _renumbered(table: pa.Table, is_kept: np.ndarray, new_row: np.ndarray) -> It
 
 
 def _kept_text(kept: str, out: Path) -> int:
-    schema = with_metadata(pa.schema({**_fields(), "text": pa.large_string()}), "documents")
+    types = {**DOCUMENT_FIELDS, "text": pa.large_string()}
+    schema = with_metadata(pa.schema({name: types[name] for name in KEPT_COLUMNS}), "documents")
     batches = (
         pa.record_batch([batch.column(name).cast(schema.field(name).type) for name in KEPT_COLUMNS], schema=schema)
         for batch in document_batches(Path(kept))
     )
     return write_arrow(out, schema, batches, compression="zstd")
-
-
-def _fields() -> dict[str, pa.DataType]:
-    return {name: DOCUMENT_FIELDS[name] for name in KEPT_COLUMNS[:-1]}
 
 
 def write_generation(index: Index, records: Sequence[Record]) -> None:

@@ -272,7 +272,7 @@ def _write_evidence(compared: Comparison, held_out: Holdout | None, removals: Ma
 
 
 def _require_memory(documents: int, memory: int) -> None:
-    """Refuse a corpus whose clusters cannot be found within the budget; all other steps are cut to fit it."""
+    """Refuse a corpus whose clusters cannot be found within the budget, before any work."""
     needed = documents * CLUSTER_DOCUMENT_BYTES
     if needed > memory:
         raise UserError(

@@ -7,7 +7,7 @@
 A document counts once for itself: three equal documents are 3 documents in the bin "3-4". Bins end at powers of two:
 1, 2, 3-4, 5-8, ... A group is cross-source if its members are of more than one source.
 
-Memory: about 110 bytes per removed document and 90 per span, whatever the size of the corpus.
+Memory: about 150 bytes per removed document (measured with 4 million) and some columns per span, whatever the corpus.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
