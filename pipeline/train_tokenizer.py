@@ -1,64 +1,84 @@
-"""The tokenizer stage: learn a vocabulary from a sample of the documents, or put a given tokenizer in place."""
+"""The tokenizer stage: learn a vocabulary from a sample of the documents, or put a given tokenizer in place.
 
-from collections.abc import Iterator, Mapping
+A BPE is learned in units: words are counted part by part, by any number of workers, and one last unit adds the counts
+up and merges. What is needed twice (super-words) or at once (Unigram) is read again by that last unit.
+"""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from seqmill.errors import UserError
-from seqmill.manifest import open_manifest
+from seqmill.manifest import STATE_FOLDER, open_manifest
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import (
     Executor,
     Progress,
     Unit,
     UnitResult,
+    all_done,
     part_references,
     prepare_folder,
     run_units,
 )
+from seqmill.pipeline.sampling import drawn, source_shares
 from seqmill.pipeline.settings import build
-from seqmill.tokenizers_ext import (
-    Encoder,
-    KmerConfig,
-    copy_artifact,
-    load,
-    save_byte,
-    save_kmer,
-    save_subword,
-    train_bpe,
-)
-from seqmill.tokenizers_ext.train import SMALLEST_BPE_VOCABULARY
+from seqmill.storage import read_arrow, read_json, write_arrow
+from seqmill.tokenizers_ext import Encoder, KmerConfig, copy_artifact, load, save_byte, save_kmer, save_subword
+from seqmill.tokenizers_ext.training import BpeConfig, WordCounts, add_superwords, bpe_from_counts, train_unigram
+from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES, check_vocab_size
+from seqmill.tokenizers_ext.training.word_counts import LONGEST_WORD
+from seqmill.tokenizers_ext.training.word_counts import SCHEMA as COUNTS_SCHEMA
 
-KINDS = ("bpe", "byte", "kmer")
+logger = logging.getLogger(__name__)
+
+KINDS = ("bpe", "unigram", "byte", "kmer")
+MB = 1_000_000
+LEAST_MEMORY_MB = 64
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """`[tokenizer]`: how to get a tokenizer."""
 
-    kind: str = "bpe"  # "bpe": byte-level BPE trained on the documents; "byte": bytes as ids; "kmer": DNA
-    vocab_size: int = 32_768  # ids, the end-of-text id included; for kind "bpe"
+    kind: str = "bpe"  # "bpe" or "unigram": learned from the documents; "byte": bytes as ids; "kmer": DNA
+    vocab_size: int = 32_768  # ids, the end-of-text id included; for kinds "bpe" and "unigram"
     sample_bytes: int = 1_000_000_000  # text to train on at most; documents are drawn by a hash of their id
-    path: str | None = None  # use this artifact or tokenizer.json and train nothing
+    source_alpha: float = 1.0  # a source of b bytes gets a part of the sample proportional to b ** source_alpha
+    path: str | None = None  # use this artifact, tokenizer.json, rank file or sentencepiece model and train nothing
     seed: int = 0  # of the sample
+    memory_mb: int = 2048  # for counting words and merging them; over it the rarest words are forgotten and counted
+    bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"; its split also for "unigram"
     kmer: KmerConfig = field(default_factory=KmerConfig)  # for kind "kmer"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"tokenizer.kind = {self.kind!r}: choose one of {', '.join(KINDS)}")
-        if self.kind == "bpe" and self.vocab_size < SMALLEST_BPE_VOCABULARY:
+        if self.kind in ("bpe", "unigram"):
+            check_vocab_size(self.vocab_size)
+        if self.kind == "bpe" and (self.bpe.superwords_from or 0) > self.vocab_size:
             raise UserError(
-                f"tokenizer.vocab_size = {self.vocab_size}: a byte-level BPE has {SMALLEST_BPE_VOCABULARY} or more; "
-                "for bytes alone set tokenizer.kind = 'byte'"
+                f"tokenizer.bpe.superwords_from = {self.bpe.superwords_from} is above tokenizer.vocab_size = "
+                f"{self.vocab_size}: no id would be left for a super-word"
             )
         if self.seed < 0:
             raise UserError(f"tokenizer.seed = {self.seed}: 0 or more is needed")
         if self.sample_bytes < 1:
             raise UserError(f"tokenizer.sample_bytes = {self.sample_bytes}: at least 1 byte of text is needed")
+        if not 0 <= self.source_alpha <= 1:
+            raise UserError(
+                f"tokenizer.source_alpha = {self.source_alpha}: choose between 0 (all sources alike) and 1 (as they "
+                "are)"
+            )
+        if self.memory_mb < LEAST_MEMORY_MB:
+            raise UserError(f"tokenizer.memory_mb = {self.memory_mb}: {LEAST_MEMORY_MB} or more are needed")
 
 
 def train_tokenizer(
@@ -77,49 +97,156 @@ def train_tokenizer(
     elif config.kind == "kmer":
         save_kmer(out, config.kmer)
     else:
-        manifest = open_manifest(documents, "documents")
-        payload = {
-            "documents": list(part_references(documents, manifest).values()),
-            "bytes": manifest["totals"]["bytes"],
-            "config": asdict(config),
-        }
-        run_units("train tokenizer", learn_vocabulary, [Unit("tokenizer", payload)], out, executor, progress)
+        _learn(documents, config, out, executor, progress)
     return load(out)
 
 
-def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
-    """Train a BPE on the sampled documents and write the artifact."""
+def _learn(documents: Path, config: TokenizerConfig, out: Path, executor: Executor, progress: Progress) -> None:
+    manifest = open_manifest(documents, "documents")
+    parts = part_references(documents, manifest)
+    measured = [Unit(f"sources-{part}", {"documents": file}) for part, file in parts.items()]
+    records = run_units("measure sources", measure_sources, measured, out, executor, progress)
+    shares = source_shares(
+        _added(record.stats["sources"] for record in records), config.sample_bytes, config.source_alpha
+    )
+    shared = {"shares": shares, "config": asdict(config)}
+    last = Unit("tokenizer", {"parts": parts, **shared})
+    if all_done("train tokenizer", [last], out):  # the counts it was made from need not exist any more
+        return
+    counted = [Unit(f"words-{part}", {"part": part, "documents": file, **shared}) for part, file in parts.items()]
+    if config.kind == "bpe":
+        run_units("count words", count_words, counted, out, executor, progress)
+    run_units("train tokenizer", learn_vocabulary, [last], out, executor, progress)
+    for left_over in (out / STATE_FOLDER).glob("words-*"):
+        left_over.unlink()
+
+
+def measure_sources(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """How many bytes of text every source has in one part."""
+    sizes = []
+    for batch in document_batches(Path(payload["documents"]["path"])):
+        lengths = pa.table({"source": batch.column("source"), "bytes": pc.binary_length(batch.column("text"))})
+        sizes += lengths.group_by("source").aggregate([("bytes", "sum")]).to_pylist()
+    return UnitResult({}, {"sources": _added({row["source"] or "": row["bytes_sum"]} for row in sizes)})
+
+
+def count_words(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Count the words of the sampled documents of one part."""
     config = build(TokenizerConfig, payload["config"])
-    share = min(1.0, config.sample_bytes / max(1, payload["bytes"]))
-    sampled = {"documents": 0, "bytes": 0}
+    words = WordCounts(config.memory_mb * MB)
+    sample = Sample(payload["shares"], config.seed)
+    for texts in sample.of(payload["documents"]):
+        words.add_texts(texts, config.bpe.split)
+    name = f"{STATE_FOLDER}/words-{payload['part']}.arrow"
+    write_arrow(out / name, COUNTS_SCHEMA, words.batches())
+    figures = {"forgotten": words.forgotten, "floor": words.floor, "too_long": words.too_long}
+    return UnitResult({name: len(words)}, {"sample": sample.figures(), **figures})
 
-    def texts() -> Iterator[list[str]]:
-        for file in payload["documents"]:
-            for batch in document_batches(Path(file["path"])):
-                chosen = batch.filter(pa.array(sample_by_id(batch.column("doc_id").to_numpy(), share, config.seed)))
-                strings = chosen.column("text").to_pylist()
-                sampled["documents"] += len(strings)
-                sampled["bytes"] += sum(len(text.encode()) for text in strings)
-                yield strings
 
-    tokenizer_json = train_bpe(texts(), config.vocab_size)
-    if not sampled["documents"]:
+def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Make a vocabulary and write the artifact."""
+    config = build(TokenizerConfig, payload["config"])
+    learned = _bpe(payload, config, out) if config.kind == "bpe" else _unigram(payload, config)
+    if not learned.built_from["sample"]["documents"]:
         raise UserError(
             "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
         )
-    built_from = {"algorithm": "bpe", "sample": sampled, "vocab_size": config.vocab_size, "seed": config.seed}
-    save_subword(out, tokenizer_json, built_from)
-    return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, {"sample": sampled})
+    settings: dict[str, Any] = {"vocab_size": config.vocab_size, "seed": config.seed}
+    if config.source_alpha != 1:
+        settings |= {"source_alpha": config.source_alpha, "shares": payload["shares"]}
+    save_subword(out, learned.tokenizer_json, {"algorithm": config.kind, **learned.built_from, **settings})
+    return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, learned.built_from)
 
 
-def sample_by_id(doc_ids: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """bool[documents]: a pseudo-random `share` of the documents that depends on nothing but their ids and the seed.
+@dataclass(frozen=True)
+class Learned:
+    """A vocabulary, and what `seqmill.json` says of how it was made."""
 
-    The hash is the finaliser of splitmix64 over the id; a document is in when its hash lies in the lowest `share` of
-    the 64-bit range.
-    """
-    x = doc_ids.astype(np.uint64) + np.uint64(seed * 0x9E3779B97F4A7C15 % 2**64)
-    x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    x ^= x >> np.uint64(31)
-    return (x >> np.uint64(11)).astype(np.float64) < share * 2.0**53
+    tokenizer_json: bytes
+    built_from: Mapping[str, Any]
+
+
+@dataclass
+class Sample:
+    """The documents to learn from; counts those it gives out."""
+
+    shares: Mapping[str, float]  # of every source
+    seed: int
+    documents: int = 0
+    bytes: int = 0
+
+    def of(self, file: Mapping[str, Any]) -> Iterator[pa.Array]:
+        """The texts of the sampled documents of one part, batch by batch."""
+        names = pa.array(list(self.shares), pa.string())
+        shares = np.array([*self.shares.values()])
+        for batch in document_batches(Path(file["path"])):
+            source = pc.index_in(pc.fill_null(batch.column("source"), ""), names).to_numpy(zero_copy_only=False)
+            chosen = drawn(batch.column("doc_id").to_numpy(), shares[source], self.seed)
+            texts = batch.column("text").filter(pa.array(chosen))
+            self.documents += len(texts)
+            self.bytes += pc.sum(pc.binary_length(texts)).as_py() or 0
+            yield texts
+
+    def figures(self) -> dict[str, int]:
+        """What was given out so far, in documents and bytes."""
+        return {"documents": self.documents, "bytes": self.bytes}
+
+
+def _bpe(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> Learned:
+    """Add up the counts of all parts, merge, and lift the rule of words where that is asked for."""
+    words = WordCounts(config.memory_mb * MB, TRAINING_BYTES)
+    stats = []
+    for part in payload["parts"]:
+        for batch in read_arrow(out / STATE_FOLDER / f"words-{part}.arrow").to_batches():
+            words.add_counts(batch.column("word"), batch.column("count"))
+        stats.append(read_json(out / STATE_FOLDER / f"words-{part}.json")["stats"])
+    figures = {
+        "sample": _added(stat["sample"] for stat in stats),
+        "words": len(words),
+        "words_too_long": sum(stat["too_long"] for stat in stats),
+        "occurrences_forgotten": words.forgotten + sum(stat["forgotten"] for stat in stats),
+        "bpe": payload["config"]["bpe"],
+    }
+    if not len(words) and figures["words_too_long"]:
+        raise UserError(
+            f"every one of the {figures['words_too_long']} pre-tokens is longer than {LONGEST_WORD} bytes: text "
+            "without spaces or punctuation has no words to learn from; use kind = 'byte', or 'kmer' for DNA"
+        )
+    if figures["occurrences_forgotten"]:
+        logger.warning(
+            "the words of the sample do not fit %d MB: %d occurrences of words that are rare in their part were left "
+            "out; raise tokenizer.memory_mb, or lower tokenizer.sample_bytes",
+            config.memory_mb,
+            figures["occurrences_forgotten"],
+        )
+    superwords_from = config.bpe.superwords_from
+    tokenizer_json = bpe_from_counts(words, superwords_from or config.vocab_size, config.bpe)
+    if superwords_from:
+        del words
+        most = config.memory_mb * MB // TRAINING_BYTES
+        sample = Sample(_shares_for(payload["shares"], figures["sample"]["bytes"], most), config.seed)
+        texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
+        tokenizer_json = add_superwords(tokenizer_json, texts, config.vocab_size, most, max(2, config.bpe.min_count))
+        figures["superword_sample"] = sample.figures()
+    return Learned(tokenizer_json, figures)
+
+
+def _shares_for(shares: Mapping[str, float], sample_bytes: int, most_tokens: int) -> dict[str, float]:
+    """Shares of a smaller sample, of about `most_tokens` tokens: 2 bytes make a token or more, safely reckoned."""
+    smaller = min(1.0, 2 * most_tokens / max(1, sample_bytes))
+    return {source: share * smaller for source, share in shares.items()}
+
+
+def _unigram(payload: Mapping[str, Any], config: TokenizerConfig) -> Learned:
+    sample = Sample(payload["shares"], config.seed)
+    texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
+    tokenizer_json = train_unigram(texts, config.vocab_size, config.bpe.split)
+    return Learned(tokenizer_json, {"sample": sample.figures()})
+
+
+def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Counts of several mappings added up, in the order of the keys' names."""
+    total: Counter[str] = Counter()
+    for mapping in counts:
+        total.update(mapping)
+    return dict(sorted(total.items()))

@@ -8,9 +8,10 @@ encoder.decode(ids)                                            # [b"two document
 from seqmill.tokenizers_ext.artifact import copy_artifact, load, save_byte, save_kmer, save_subword
 from seqmill.tokenizers_ext.encoder import Encoder, append_id, id_type
 from seqmill.tokenizers_ext.kmer import KmerConfig
-from seqmill.tokenizers_ext.train import train_bpe
+from seqmill.tokenizers_ext.training import BpeConfig, train_bpe
 
 __all__ = [
+    "BpeConfig",
     "Encoder",
     "KmerConfig",
     "append_id",

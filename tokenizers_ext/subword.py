@@ -131,7 +131,7 @@ class SubwordEncoder:
         """
         if (self._description.get("decoder") or {}).get("type") != "ByteLevel":
             return None
-        byte_of = _byte_of_character()
+        byte_of = byte_of_character()
         special = {token["id"] for token in self._description["added_tokens"] if token["special"]}
         added = {token["id"]: token["content"].encode() for token in self._description["added_tokens"]}
         pieces = [b""] * self.vocab_size
@@ -161,7 +161,7 @@ def _gigatoken_engine(description: dict[str, Any]) -> Callable[[pa.Array], tuple
     return encode
 
 
-def _byte_of_character() -> dict[str, int]:
+def byte_of_character() -> dict[str, int]:
     """Printable stand-in -> byte, the alphabet of byte-level BPE (GPT-2): printable Latin-1 stands for itself, the
     68 other bytes follow from U+0100 on in increasing order."""
     itself = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]

@@ -21,7 +21,7 @@ from numba import njit
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.pipeline.documents import document_batches
-from seqmill.pipeline.train_tokenizer import sample_by_id
+from seqmill.pipeline.sampling import drawn
 
 PRIOR = 4.0  # how many occurrences of v the probability of w alone weighs as much as
 SMOOTHING = f"word bigrams, Dirichlet prior of weight {PRIOR:g} on add-one unigrams"
@@ -102,7 +102,7 @@ class WordModel:
 def _sampled(documents: Path, manifest: dict[str, Any], share: float, seed: int) -> Iterator[pa.Array]:
     for file in manifest["files"]:
         for batch in document_batches(documents / file["name"]):
-            chosen = sample_by_id(batch.column("doc_id").to_numpy(), share, seed)
+            chosen = drawn(batch.column("doc_id").to_numpy(), share, seed)
             yield batch.column("text").filter(pa.array(chosen)).cast(pa.large_string())
 
 

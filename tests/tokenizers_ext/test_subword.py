@@ -9,7 +9,6 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.subword import TORTURE_SAMPLE, SubwordEncoder
-from seqmill.tokenizers_ext.train import train_bpe
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 
@@ -113,13 +112,3 @@ def test_what_is_no_tokenizer_is_refused() -> None:
 def test_an_id_outside_the_vocabulary_is_refused(encoder: SubwordEncoder) -> None:
     with pytest.raises(UserError, match="outside the vocabulary"):
         encoder.decode(pa.array([[encoder.vocab_size]], pa.list_(pa.uint16())))
-
-
-def test_training_does_not_depend_on_the_order_or_batching_of_documents() -> None:
-    texts = [f"document {k} says {'na' * (k % 7)} batman, batman and robin" for k in range(300)]
-    assert train_bpe([texts], 400) == train_bpe([texts[200:], texts[:200][::-1]], 400)
-
-
-def test_a_vocabulary_too_small_for_bytes_is_refused() -> None:
-    with pytest.raises(UserError, match="at least 257"):
-        train_bpe([["text"]], 256)

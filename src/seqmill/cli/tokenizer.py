@@ -13,8 +13,21 @@ app = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mod
 def tokenizer_train(
     inputs: Inputs,
     out: Out,
-    kind: Annotated[str, typer.Option(help="bpe, byte or kmer.")] = "bpe",
-    vocab_size: Annotated[int, typer.Option(help="Ids of a BPE, the end-of-text id included.")] = 32_768,
+    kind: Annotated[str, typer.Option(help="bpe, unigram, byte or kmer.")] = "bpe",
+    vocab_size: Annotated[int, typer.Option(help="Ids to learn, the end-of-text id included.")] = 32_768,
+    split: Annotated[str, typer.Option(help="What no token crosses: gpt2, cl100k, qwen2 or word.")] = "gpt2",
+    objective: Annotated[
+        str, typer.Option(help="What a BPE's merges maximise: frequency or likelihood.")
+    ] = "frequency",
+    min_count: Annotated[int, typer.Option(help="Occurrences that a merge needs.")] = 1,
+    superwords_from: Annotated[
+        int | None, typer.Option(help="Ids of words; later merges of a BPE may join words.")
+    ] = None,
+    sample_bytes: Annotated[int, typer.Option(help="Text to learn from, at most.")] = 1_000_000_000,
+    source_alpha: Annotated[
+        float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
+    ] = 1.0,
+    memory_mb: Annotated[int, typer.Option(help="Memory for learning; over it rare words are left out.")] = 2048,
     k: Annotated[int, typer.Option("--k", help="Bases of a k-mer.")] = 6,
     stride: Annotated[int | None, typer.Option(help="Bases from one k-mer to the next; default: k.")] = None,
     frame: Annotated[int, typer.Option(help="Where k-mers begin, modulo the stride.")] = 0,
@@ -29,10 +42,17 @@ def tokenizer_train(
     """Learn a vocabulary from documents."""
     from seqmill.manifest import open_manifest
     from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
-    from seqmill.tokenizers_ext import KmerConfig
+    from seqmill.tokenizers_ext import BpeConfig, KmerConfig
 
-    kmer = KmerConfig(k, stride, frame, remainder, reverse_complement)
-    config = TokenizerConfig(kind=kind, vocab_size=vocab_size, kmer=kmer)
+    config = TokenizerConfig(
+        kind=kind,
+        vocab_size=vocab_size,
+        sample_bytes=sample_bytes,
+        source_alpha=source_alpha,
+        memory_mb=memory_mb,
+        bpe=BpeConfig(split, objective, min_count, superwords_from=superwords_from),
+        kmer=KmerConfig(k, stride, frame, remainder, reverse_complement),
+    )
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
         encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)

@@ -1,0 +1,13 @@
+"""Byte-pair merging as a kernel of its own: it trains vocabularies and shortens batches of ids."""
+
+from seqmill.tokenizers_ext.merging.batch import (
+    MergeConfig,
+    MergedBatch,
+    MergeTable,
+    apply_table,
+    expand,
+    learn_table,
+    merge_batch,
+)
+
+__all__ = ["MergeConfig", "MergeTable", "MergedBatch", "apply_table", "expand", "learn_table", "merge_batch"]
