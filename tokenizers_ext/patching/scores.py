@@ -29,7 +29,7 @@ def entropy_pieces(
     """The entropies of all bytes of a batch.
 
     Args:
-        offsets: int64[documents + 1] from 0 to len(data).
+        offsets: int64[documents + 1] into `data`, which may hold more.
         source: a scorer; or a list<float16|float32|float64>, one value a byte, as another model gave it.
 
     Raises:
@@ -41,9 +41,10 @@ def entropy_pieces(
             "`seqmill tokenize` train a scorer"
         )
     given = None if isinstance(source, Scorer) else _checked(offsets, source)
-    for start in range(0, len(data), piece_bytes):
-        first, stop = max(start - 1, 0), min(start + piece_bytes, len(data))
-        nats = source.entropies(data, offsets, first, stop) if given is None else given[first:stop]
+    begin, end = int(offsets[0]), int(offsets[-1])
+    for start in range(begin, end, piece_bytes):
+        first, stop = max(start - 1, begin), min(start + piece_bytes, end)
+        nats = source.entropies(data, offsets, first, stop) if given is None else given[first - begin : stop - begin]
         yield Piece(first, start, stop, nats.astype(np.float32, copy=False))
 
 

@@ -137,6 +137,11 @@ def test_a_part_of_a_batch_is_scored_as_in_the_whole(a: int, b: int, piece: int)
     joined = [one.entropy[one.start - one.first :] for one in pieces]
     np.testing.assert_array_equal(np.concatenate(joined), whole)
     assert all(one.first == max(0, one.start - 1) for one in pieces)
+    longer = np.concatenate([data, data])  # a buffer may hold more than its documents, and begin before them
+    later = np.concatenate([one.entropy[one.start - one.first :] for one in entropy_pieces(longer, offsets, scorer)])
+    np.testing.assert_array_equal(later, whole)
+    rest = [one.entropy[one.start - one.first :] for one in entropy_pieces(data, offsets[1:], scorer, piece)]
+    np.testing.assert_array_equal(np.concatenate(rest), whole[offsets[1] :])
 
 
 @pytest.mark.parametrize("run_events", [1, 7, 50, 10_000])
