@@ -39,8 +39,11 @@ def mark_space(data: npt.NDArray[np.uint8], offsets: Int64s, spacelike: npt.NDAr
     for d in range(len(offsets) - 1):
         start, stop = offsets[d], offsets[d + 1]
         marks[start : min(start + 2, stop)] = 1
+        was = start < stop and spacelike[data[start]]
         for j in range(start + 2, stop):
-            marks[j] = spacelike[data[j - 1]] & ~spacelike[data[j - 2]]
+            now = spacelike[data[j - 1]]
+            marks[j] = now and not was
+            was = now
 
 
 @numba.njit(nogil=True, cache=True)
