@@ -79,6 +79,7 @@ def put_patcher(
     if config.target_bytes is not None:
         config, calibration = _calibrate(parts, share, config, scorer, state, executor, progress)
     staged = state / PATCHER_FOLDER
+    shutil.rmtree(staged, ignore_errors=True)  # what a killed run left of another patcher
     save_patcher(staged, config, scorer, calibration)
     described = describe_patcher(staged)
     _put_in_place(staged, described, out)

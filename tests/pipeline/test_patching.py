@@ -180,6 +180,9 @@ def test_a_finished_run_is_not_done_again(corpus: Path, tmp_path: Path, by_entro
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("part-*")} == before
     (tmp_path / "part-00001.arrow").unlink()
     (tmp_path / "patcher" / "scorer" / "long.arrow").write_bytes(b"")
+    killed = tmp_path / ".state" / "patching" / "patcher" / "tokenizer"
+    killed.mkdir(parents=True)
+    (killed / "seqmill.json").write_text("of another patcher, by a run that was killed")
     cut(corpus, tmp_path, ENTROPY)
     assert files_of(tmp_path) == files_of(by_entropy)
 
