@@ -93,6 +93,11 @@ class RunConfig:
                 f"traps.fuzzy = {self.traps.fuzzy} replaces tokens, but a run injects traps before it trains a "
                 "tokenizer; name one in tokenizer.path, or set traps.fuzzy = 0"
             )
+        if self.tokenize.patching and not self.tokenizer.path and self.tokenizer.kind != "byte":
+            raise UserError(
+                f"[tokenize.patching] cuts bytes into patches, but tokenizer.kind = {self.tokenizer.kind!r}; set "
+                "tokenizer.kind = 'byte', or leave the table out"
+            )
         if self.mix and self.mix.unit == "tokens":
             raise UserError(
                 "mix.unit = 'tokens': a run mixes documents, which have none yet; mix by bytes or documents"

@@ -1,7 +1,7 @@
 """The tokenize stage: documents to ids, one part at a time."""
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,6 @@ import pyarrow.compute as pc
 from seqmill.compress import unigram_entropy
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST, STATE_FOLDER, open_manifest, write_manifest
-from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import (
     Executor,
     Progress,
@@ -22,8 +21,10 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
+from seqmill.pipeline.patching import PATCHER_FOLDER, put_patcher, remove_patcher, scored_batches, with_entropies
 from seqmill.storage import read_arrow, read_json, with_metadata, write_arrow
 from seqmill.tokenizers_ext import Encoder, append_id, copy_artifact, id_type, load
+from seqmill.tokenizers_ext.patching import PatchConfig, load_patcher, patch_lengths
 
 TOKENIZER_FOLDER = "tokenizer"  # inside tokens and packed folders: data carries the tokenizer it was made with
 MOST_SOURCES = 2**15 - 1  # the range of the source column of packed rows
@@ -35,6 +36,7 @@ class TokenizeConfig:
     """`[tokenize]`: how documents become ids."""
 
     append_eos: bool = True  # put the end-of-document id behind every document
+    patching: PatchConfig | None = None  # for byte tokenizers: add a column patch_lengths
 
 
 def tokenize(
@@ -42,8 +44,12 @@ def tokenize(
 ) -> dict[str, Any]:
     """Encode a documents folder into a tokens folder that carries its tokenizer; returns the manifest.
 
+    With `config.patching`, the folder carries its patcher too, and a column patch_lengths list<uint16> says how the ids
+    of each document divide into patches; the end-of-document id is one of its own.
+
     Raises:
-        UserError: the tokenizer cannot be read, or has no end-of-document id although one is to be appended.
+        UserError: the tokenizer cannot be read, has no end-of-document id although one is to be appended, or is to make
+            patches and its ids are no bytes.
     """
     manifest = open_manifest(documents, "documents")
     encoder = load(tokenizer)
@@ -52,19 +58,27 @@ def tokenize(
             f"{tokenizer} has no end-of-document id that seqmill knows; set tokenize.append_eos = false, "
             'or name the id in the artifact\'s seqmill.json under "special_ids"'
         )
+    if config.patching and encoder.kind != "byte":
+        raise UserError(
+            f"tokenize.patching cuts bytes into patches, but {tokenizer} is of kind {encoder.kind!r}; give a tokenizer "
+            "of kind 'byte', or leave the patching out"
+        )
     prepare_folder(out)
     artifact = out / TOKENIZER_FOLDER
     put_tokenizer(tokenizer, out, describe_tokenizer(encoder))
-    shared = {"tokenizer": str(artifact), **describe_tokenizer(encoder), "config": asdict(config)}
-    units = [
-        Unit(part, {"part": part, "documents": file, **shared})
-        for part, file in part_references(documents, manifest).items()
-    ]
+    made_with = {"append_eos": config.append_eos}
+    patching = _put_patcher(documents, config.patching, out, executor, progress)
+    shared = {"tokenizer": str(artifact), **describe_tokenizer(encoder), "config": made_with, **patching}
+    parts = with_entropies(config.patching, part_references(documents, manifest))
+    units = [Unit(part, {"part": part, **read, **shared}) for part, read in parts.items()]
     records = run_units("tokenize", encode_part, units, out, executor, progress)
     counts = np.zeros(encoder.vocab_size, np.int64)
     for record in records:
         counts += read_arrow(out / record.stats["counts"])["count"].to_numpy()
-    totals = {key: sum(record.stats[key] for record in records) for key in ("documents", "bytes", "tokens")}
+    counted = ("documents", "bytes", "tokens", *(["patches"] if patching else []))
+    totals = {key: sum(record.stats[key] for record in records) for key in counted}
+    if patching:
+        totals["bytes_per_patch"] = round(totals["bytes"] / max(1, totals["patches"]), 4)
     sources = sorted({source for record in records for source in record.stats["sources"]})
     if len(sources) > MOST_SOURCES:
         raise UserError(
@@ -76,7 +90,8 @@ def tokenize(
         "tokens",
         [file for record in records for file in record.files if file.name.startswith("part-")],
         stage="tokenize",
-        config=asdict(config),
+        config=made_with,
+        **patching,
         vocab_size=encoder.vocab_size,
         tokenizer=describe_tokenizer(encoder),
         sources=sources,
@@ -87,6 +102,16 @@ def tokenize(
             "ids_used": int((counts > 0).sum()),
         },
     )
+
+
+def _put_patcher(
+    documents: Path, config: PatchConfig | None, out: Path, executor: Executor, progress: Progress
+) -> dict[str, Any]:
+    """{"patching": what manifests, payloads and files say about the patcher in OUT/patcher}, or nothing."""
+    if config is None:
+        remove_patcher(out)
+        return {}
+    return {"patching": put_patcher(documents, config, out, executor, progress)}
 
 
 def put_tokenizer(tokenizer: Path, out: Path, described: Mapping[str, Any]) -> None:
@@ -112,15 +137,20 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     eos = encoder.special_ids["eos"] if payload["config"]["append_eos"] else None
     ids = id_type(encoder.vocab_size)
     fields = {"doc_id": pa.uint64(), "input_ids": pa.list_(ids), "num_bytes": pa.uint32(), "source": pa.string()}
-    schema = with_metadata(
-        pa.schema(fields), "tokens", tokenizer=encoder.fingerprint, vocab_size=encoder.vocab_size, **payload["config"]
-    )
+    entries = {"tokenizer": encoder.fingerprint, "vocab_size": encoder.vocab_size, **payload["config"]}
     totals = {"documents": 0, "bytes": 0, "tokens": 0}
+    patcher = None
+    if "patching" in payload:
+        patcher = load_patcher(Path(payload["tokenizer"]).parent / PATCHER_FOLDER)
+        fields["patch_lengths"] = pa.list_(pa.uint16())
+        entries["patching"] = payload["patching"]
+        totals["patches"] = 0
+    schema = with_metadata(pa.schema(fields), "tokens", **entries)
     counts = np.zeros(encoder.vocab_size, np.int64)
     sources: set[str] = set()
 
     def token_batches() -> Iterator[pa.RecordBatch]:
-        for batch in document_batches(Path(payload["documents"]["path"])):
+        for batch, entropies in scored_batches(payload):
             text = batch.column("text")
             num_bytes = pc.binary_length(text).to_numpy(zero_copy_only=False)
             _check_sizes(batch, num_bytes)
@@ -133,6 +163,10 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
             totals["tokens"] += len(flat)
             sources.update(batch.column("source").unique().to_pylist())
             columns = [batch.column("doc_id"), lists, pa.array(num_bytes.astype(np.uint32)), batch.column("source")]
+            if patcher:
+                patches = patch_lengths(text, patcher, entropies)
+                totals["patches"] += len(patches.values)
+                columns.append(patches if eos is None else append_id(patches, 1))  # the end is a patch of its own
             yield pa.record_batch(columns, schema=schema)
 
     name = f"{payload['part']}.arrow"

@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -138,6 +138,22 @@ def tokenize(
     tokenizer: Annotated[Path, typer.Option(help="A tokenizer folder, or a tokenizer.json.")],
     out: Out,
     append_eos: Annotated[bool, typer.Option(help="Put the end-of-document id behind every document.")] = True,
+    patching: Annotated[
+        str | None, typer.Option(help="Add patch_lengths to bytes: byte, static, space, bpe or entropy.")
+    ] = None,
+    max_patch: Annotated[int | None, typer.Option(help="Bytes of a patch at most; default: 64.")] = None,
+    patch_size: Annotated[int | None, typer.Option(help="static: bytes of a patch.")] = None,
+    patch_tokenizer: Annotated[Path | None, typer.Option(help="bpe: the tokenizer whose tokens are patches.")] = None,
+    patch_rule: Annotated[str | None, typer.Option(help="entropy: threshold, monotonic or both.")] = None,
+    patch_bytes: Annotated[float | None, typer.Option(help="entropy: mean patch that a bound is chosen for.")] = None,
+    theta: Annotated[float | None, typer.Option(help="entropy: patches begin above this many nats.")] = None,
+    theta_add: Annotated[float | None, typer.Option(help="entropy: patches begin where it rises by more nats.")] = None,
+    patch_model: Annotated[
+        Path | None, typer.Option(help="entropy: a trained scorer, TOKENS/patcher/scorer; default: train one.")
+    ] = None,
+    patch_entropies: Annotated[
+        Path | None, typer.Option(help="entropy: folder with another model's entropies, part by part.")
+    ] = None,
     executor: ExecutorName = "local",
     workers: Workers = None,
     address: Address = None,
@@ -147,10 +163,26 @@ def tokenize(
     """Turn documents into ids."""
     from seqmill.pipeline.tokenize import TokenizeConfig
     from seqmill.pipeline.tokenize import tokenize as tokenize_stage
+    from seqmill.tokenizers_ext.patching import PatchConfig
 
+    settings = {
+        "max_patch": max_patch,
+        "size": patch_size,
+        "tokenizer": patch_tokenizer and str(patch_tokenizer),
+        "rule": patch_rule,
+        "target_bytes": patch_bytes,
+        "theta": theta,
+        "theta_add": theta_add,
+        "model": patch_model and str(patch_model),
+        "entropies": patch_entropies and str(patch_entropies),
+    }
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if given and patching is None:
+        raise UserError(f"patching.{next(iter(given))} is given, but no scheme: add --patching")
+    patches = None if patching is None else PatchConfig(scheme=patching, **given)
+    config = TokenizeConfig(append_eos=append_eos, patching=patches)
     with stage_of("tokenize", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)
-        config = TokenizeConfig(append_eos=append_eos)
         stage.manifest = tokenize_stage(documents, tokenizer, config, stage.out, stage.executor, stage.progress)
 
 
