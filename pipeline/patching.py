@@ -29,8 +29,8 @@ from seqmill.pipeline.execution import (
     part_references,
     run_units,
 )
+from seqmill.pipeline.sampling import drawn
 from seqmill.pipeline.settings import build
-from seqmill.pipeline.train_tokenizer import sample_by_id
 from seqmill.storage import atomic_path, hash_file, read_arrow, read_json, write_arrow
 from seqmill.tokenizers_ext.patching import (
     NgramConfig,
@@ -155,7 +155,7 @@ def count_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
 
     def batches() -> Iterator[tuple[np.ndarray, np.ndarray]]:
         for batch in document_batches(Path(payload["documents"]["path"])):
-            chosen = sample_by_id(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"])
+            chosen = drawn(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"])
             yield utf8_buffers(batch.column("text").filter(pa.array(chosen)))
 
     runs = (pa.record_batch(list(map(pa.array, run)), schema=_RUNS) for run in count_runs(batches(), payload["order"]))
@@ -193,7 +193,7 @@ def calibrate_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     histogram = empty_histogram()
     sampled = {"documents": 0, "bytes": 0, "decided": 0}
     for batch, given in scored_batches(payload):
-        chosen = pa.array(sample_by_id(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"]))
+        chosen = pa.array(drawn(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"]))
         offsets, data = utf8_buffers(batch.column("text").filter(chosen))
         source = scorer if given is None else given.filter(chosen)
         for piece in entropy_pieces(data, offsets, source):

@@ -17,9 +17,10 @@ import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.encoder import Encoder, list_array
-from seqmill.tokenizers_ext.merging.boundaries import flat_rows, pieces_of, segments_of
+from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import apply_merges, learn_merges
 from seqmill.tokenizers_ext.merging.text import Text, remaining, text_of
+from seqmill.tokenizers_ext.pieces import pieces_of
 from seqmill.tokenizers_ext.splitting import PATTERNS
 
 SCOPES = ("sample", "batch")

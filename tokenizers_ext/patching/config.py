@@ -20,9 +20,7 @@ class NgramConfig:
 
     order: int = 6  # a byte is predicted from up to order - 1 bytes before it
     min_count: int = 4  # a context is believed when it was seen this often; a shorter one is used otherwise
-    sample_bytes: int = (
-        64_000_000  # text to count and to calibrate on at most; documents are drawn by a hash of their id
-    )
+    sample_bytes: int = 64_000_000  # text to count and calibrate on at most; documents are drawn by a hash of their id
     table_bytes: int = 32 << 20  # of stored entropies; rarer contexts go when there are too many
     seed: int = 0  # of the sample
 

@@ -10,9 +10,10 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
-from seqmill.tokenizers_ext.merging.boundaries import flat_rows, pieces_of, segments_of
+from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import learn_merges
 from seqmill.tokenizers_ext.merging.text import text_of
+from seqmill.tokenizers_ext.pieces import pieces_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.training.bpe import grow, tokenizer_json
 

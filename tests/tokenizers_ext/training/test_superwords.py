@@ -4,8 +4,9 @@ from itertools import pairwise
 import pyarrow as pa
 from tokenizers import Tokenizer
 
-from seqmill.tokenizers_ext.merging.boundaries import flat_rows, pieces_of, segments_of
+from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.text import remaining, text_of
+from seqmill.tokenizers_ext.pieces import pieces_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.training import add_superwords, train_bpe
 
