@@ -15,6 +15,7 @@ from seqmill.models.runlog import StepRecord
 from seqmill.models.train_config import TrainConfig
 from seqmill.models.trainer import TrainResult, train
 from seqmill.models.transformer import Model
+from seqmill.models.vocabulary import extend_vocabulary
 
 __all__ = [
     "PRESETS",
@@ -24,6 +25,7 @@ __all__ = [
     "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "extend_vocabulary",
     "generate",
     "load",
     "score",
