@@ -16,12 +16,16 @@ from seqmill.tokenizers_ext.splitting import character_classes, pre_token_end, r
 
 SCHEMA = pa.schema({"word": pa.large_binary(), "count": pa.uint64()})
 LONGEST_WORD = 4096  # bytes; a pre-token beyond it is no word (base64, DNA, a line of dashes): it is counted apart
-BYTES_PER_WORD = 8 + 8 + 8 + 2 * 4  # hash, start, count and two slots; the word's own letters come on top
+BYTES_PER_WORD = 4 * 8 + 2 * 8  # a record and two slots; the word's own letters come on top
 BATCH_WORDS = 1 << 18
 LEAST_CAPACITY = 1 << 12  # words; a power of two, as every capacity, so that slots are found by a mask
 LEAST_ARENA = 1 << 16  # bytes
 
 WORDS, ARENA_BYTES, TOO_LONG = range(3)  # places in `used`
+START, LENGTH, COUNT, HASH = range(4)  # columns of a record: what one look at a word needs lies together
+EMPTY = np.uint64(0)  # a slot holds the upper half of a word's hash and, in the lower half, its number + 1
+UPPER = np.uint64(0xFFFFFFFF00000000)
+LOWER = np.uint64(0xFFFFFFFF)
 
 
 class WordCounts:
@@ -95,29 +99,28 @@ class WordCounts:
         """The words and their counts, in the order in which they were first met."""
         for first in range(0, len(self), BATCH_WORDS):
             last = min(first + BATCH_WORDS, len(self))
-            starts = self._starts[first : last + 1]
-            data = self._arena[starts[0] : starts[-1]]
-            buffers = [None, pa.py_buffer(starts - starts[0]), pa.py_buffer(data.copy())]
+            offsets = _offsets(self._records[first:last, LENGTH])
+            data = self._arena[int(self._records[first, START]) :][: offsets[-1]]
+            buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data.copy())]
             words = pa.LargeBinaryArray.from_buffers(pa.large_binary(), last - first, buffers)
-            yield pa.record_batch([words, pa.array(self._counts[first:last])], schema=SCHEMA)
+            yield pa.record_batch([words, pa.array(self._records[first:last, COUNT].copy())], schema=SCHEMA)
 
     def arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Views: offsets int64[words + 1] into bytes uint8[...], and counts uint64[words]."""
-        return self._starts[: len(self) + 1], self._arena[: self._used[ARENA_BYTES]], self._counts[: len(self)]
+        """Offsets int64[words + 1] into bytes uint8[...], and counts uint64[words]."""
+        records = self._records[: len(self)]
+        return _offsets(records[:, LENGTH]), self._arena[: self._used[ARENA_BYTES]], records[:, COUNT]
 
     def _allocate(self, words: int, arena_bytes: int) -> None:
-        self._slots = np.full(2 * words, -1, np.int32)
-        self._hashes = np.empty(words, np.uint64)
-        self._starts = np.zeros(words + 1, np.int64)
-        self._counts = np.zeros(words, np.uint64)
+        self._slots = np.full(2 * words, EMPTY)
+        self._records = np.empty((words, 4), np.uint64)
         self._arena = np.empty(arena_bytes, np.uint8)
 
     def _arrays(self) -> tuple[np.ndarray, ...]:
-        return self._slots, self._hashes, self._starts, self._counts, self._arena
+        return self._slots, self._records, self._arena
 
     def _grow_if_full(self) -> None:
         words, used = len(self), int(self._used[ARENA_BYTES])
-        if words == len(self._counts):
+        if words == len(self._records):
             self._rebuild(np.ones(words, bool), 2 * words)
         if used + LONGEST_WORD > len(self._arena):
             longer = np.empty(2 * len(self._arena), np.uint8)
@@ -128,7 +131,7 @@ class WordCounts:
         """Over the budget, drop the words of the lowest counts until at most half of the words are left."""
         if self.nbytes <= self.budget_bytes:
             return
-        counts = self._counts[: len(self)]
+        counts = self._records[: len(self), COUNT]
         floor = int(np.partition(counts, len(counts) // 2)[len(counts) // 2])
         kept = counts > floor
         self.forgotten += int(counts[~kept].sum())
@@ -137,16 +140,20 @@ class WordCounts:
 
     def _rebuild(self, kept: np.ndarray, capacity: int) -> None:
         """Hold only the words that are `kept`, with room for `capacity`."""
-        old_starts, old_arena, old_counts = self.arrays()
-        lengths = np.diff(old_starts)
-        in_arena = np.repeat(kept, lengths)
-        arena, hashes, counts = old_arena[in_arena], self._hashes[: len(kept)][kept], old_counts[kept]
+        _, old_arena, _ = self.arrays()
+        old = self._records[: len(kept)]
+        records, arena = old[kept], old_arena[np.repeat(kept, old[:, LENGTH].astype(np.int64))]
+        records[:, START] = _offsets(records[:, LENGTH])[:-1]
         self._allocate(capacity, max(LEAST_ARENA, 2 * len(arena)))
-        self._used[WORDS], self._used[ARENA_BYTES] = len(counts), len(arena)
-        np.cumsum(lengths[kept], out=self._starts[1 : len(counts) + 1])
-        self._hashes[: len(counts)], self._counts[: len(counts)] = hashes, counts
+        self._used[WORDS], self._used[ARENA_BYTES] = len(records), len(arena)
+        self._records[: len(records)] = records
         self._arena[: len(arena)] = arena
-        _fill_slots(self._slots, self._hashes, len(counts))
+        _fill_slots(self._slots, self._records, len(records))
+
+
+def _offsets(lengths: np.ndarray) -> np.ndarray:
+    """int64[words + 1] from the lengths of words."""
+    return np.concatenate([[0], np.cumsum(lengths, dtype=np.int64)])
 
 
 @numba.njit(nogil=True, cache=True)
@@ -158,9 +165,7 @@ def _add_texts(
     rule: int,
     classes: np.ndarray,
     slots: np.ndarray,
-    hashes: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
+    records: np.ndarray,
     arena: np.ndarray,
     used: np.ndarray,
 ) -> tuple[int, int]:
@@ -169,13 +174,13 @@ def _add_texts(
     while document < documents:
         stop = offsets[document + 1]
         while at < stop:
-            if used[WORDS] == len(counts) or used[ARENA_BYTES] + LONGEST_WORD > len(arena):
+            if used[WORDS] == len(records) or used[ARENA_BYTES] + LONGEST_WORD > len(arena):
                 return document, at
             end = pre_token_end(data, at, stop, rule, classes)
             if end - at > LONGEST_WORD:
                 used[TOO_LONG] += 1
             else:
-                counts[_find_or_add(data, at, end, slots, hashes, starts, counts, arena, used)] += np.uint64(1)
+                records[_find_or_add(data, at, end, slots, records, arena, used), COUNT] += np.uint64(1)
             at = end
         document += 1
     return document, at
@@ -188,20 +193,18 @@ def _add_counts(
     numbers: np.ndarray,
     done: int,
     slots: np.ndarray,
-    hashes: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
+    records: np.ndarray,
     arena: np.ndarray,
     used: np.ndarray,
 ) -> int:
     """Add words from number `done` on until all are in or the table is full; returns how many are in, -1 when a count
     overflows."""
     for word in range(done, len(numbers)):
-        if used[WORDS] == len(counts) or used[ARENA_BYTES] + LONGEST_WORD > len(arena):
+        if used[WORDS] == len(records) or used[ARENA_BYTES] + LONGEST_WORD > len(arena):
             return word
-        place = _find_or_add(data, offsets[word], offsets[word + 1], slots, hashes, starts, counts, arena, used)
-        counts[place] += numbers[word]
-        if counts[place] < numbers[word]:
+        place = _find_or_add(data, offsets[word], offsets[word + 1], slots, records, arena, used)
+        records[place, COUNT] += numbers[word]
+        if records[place, COUNT] < numbers[word]:
             return -1
     return len(numbers)
 
@@ -212,12 +215,10 @@ def _find_or_add(
     at: int,
     end: int,
     slots: np.ndarray,
-    hashes: np.ndarray,
-    starts: np.ndarray,
-    counts: np.ndarray,
+    records: np.ndarray,
     arena: np.ndarray,
     used: np.ndarray,
-) -> int:
+) -> np.int64:
     """The number of the word data[at:end], which is added with count 0 when it is new."""
     hash_ = np.uint64(0xCBF29CE484222325)
     for k in range(at, end):
@@ -225,38 +226,42 @@ def _find_or_add(
         hash_ ^= hash_ >> np.uint64(29)
     mask = np.uint64(len(slots) - 1)
     slot = hash_ & mask
-    while slots[slot] >= 0:
-        word = slots[slot]
-        if hashes[word] == hash_ and _same(data, at, end, arena, starts[word], starts[word + 1]):
-            return int(word)
+    while slots[slot] != EMPTY:
+        if (slots[slot] ^ hash_) & UPPER == EMPTY:
+            word = (slots[slot] & LOWER) - np.uint64(1)
+            if _same(data, at, end, arena, np.int64(records[word, START]), np.int64(records[word, LENGTH])):
+                return np.int64(word)
         slot = (slot + np.uint64(1)) & mask
-    word = used[WORDS]
-    slots[slot] = word
-    hashes[word] = hash_
-    counts[word] = 0
+    added = used[WORDS]
     place = used[ARENA_BYTES]
+    slots[slot] = (hash_ & UPPER) | np.uint64(added + 1)
+    records[added, START] = place
+    records[added, LENGTH] = end - at
+    records[added, COUNT] = 0
+    records[added, HASH] = hash_
     for k in range(end - at):
         arena[place + k] = data[at + k]
-    used[ARENA_BYTES] = starts[word + 1] = place + end - at
-    used[WORDS] = word + 1
-    return word
+    used[ARENA_BYTES] = place + end - at
+    used[WORDS] = added + 1
+    return np.int64(added)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _same(data: np.ndarray, at: int, end: int, arena: np.ndarray, start: int, stop: int) -> bool:
-    if stop - start != end - at:
+def _same(data: np.ndarray, at: int, end: int, arena: np.ndarray, start: int, length: int) -> bool:
+    if length != end - at:
         return False
-    for k in range(end - at):  # noqa: SIM110
+    for k in range(length):  # noqa: SIM110
         if data[np.uint64(at + k)] != arena[np.uint64(start + k)]:
             return False
     return True
 
 
 @numba.njit(nogil=True, cache=True)
-def _fill_slots(slots: np.ndarray, hashes: np.ndarray, words: int) -> None:
+def _fill_slots(slots: np.ndarray, records: np.ndarray, words: int) -> None:
     mask = np.uint64(len(slots) - 1)
     for word in range(words):
-        slot = hashes[word] & mask
-        while slots[slot] >= 0:
+        hash_ = records[word, HASH]
+        slot = hash_ & mask
+        while slots[slot] != EMPTY:
             slot = (slot + np.uint64(1)) & mask
-        slots[slot] = word
+        slots[slot] = (hash_ & UPPER) | np.uint64(word + 1)
