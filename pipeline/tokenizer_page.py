@@ -201,7 +201,12 @@ def _bars(axes: "Axes", values: Mapping[str, Sequence[Any]], labels: Sequence[st
         places = [place + (at - (len(values) - 1) / 2) * width for place in range(len(labels))]
         axes.bar(places, [number or 0 for number in numbers], width, label=name)
     axes.set_xticks(range(len(labels)), labels, rotation=30, ha="right")
-    axes.legend(frameon=False)
+    _finish(axes)
+
+
+def _finish(axes: "Axes") -> None:
+    """The names of the tokenizers above the plot, and no frame."""
+    axes.legend(frameon=False, loc="lower left", bbox_to_anchor=(0, 1), ncols=4)
     axes.spines[["top", "right"]].set_visible(False)
 
 
@@ -223,8 +228,7 @@ def _rank_lines(axes: "Axes", report: Report) -> None:
         )
     axes.set_xlabel("rank of the id")
     axes.set_ylabel("share of the tokens that have it")
-    axes.legend(frameon=False)
-    axes.spines[["top", "right"]].set_visible(False)
+    _finish(axes)
 
 
 def _speed_bars(axes: "Axes", report: Report) -> None:

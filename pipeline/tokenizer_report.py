@@ -369,7 +369,7 @@ def _figures(
         "renyi_efficiency": None if efficiency is None else round(efficiency, DIGITS),
         "unigram_bits_per_byte": None if bits is None else round(bits, DIGITS),
         "longest_token": _longest(encoder, ids),
-        "ranks": [[rank, round(share, DIGITS), round(so_far, DIGITS)] for rank, share, so_far in rank_shares(counts)],
+        "ranks": [[rank, *(float(f"{share:.{DIGITS}g}") for share in shares)] for rank, *shares in rank_shares(counts)],
     }
 
 
