@@ -7,7 +7,7 @@ Memory: one batch of documents, and 16 bytes for every id that occurs in a group
 100 bytes a document.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -32,11 +32,11 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
-from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenizer_speed import measure_speed
 from seqmill.pipeline.train_tokenizer import sample_by_id
 from seqmill.storage import read_arrow, write_arrow, write_json
 from seqmill.tokenizers_ext import Encoder, load
+from seqmill.tokenizers_ext.id_counts import COUNTS, IdCounts
 from seqmill.tokenizers_ext.metrics import RENYI_ALPHA, Measured, measure, rank_shares, renyi_efficiency, token_bytes
 
 REPORT = "report.json"
@@ -45,10 +45,8 @@ MOST_GROUPS = 1000
 MOST_PAIRS = 10_000_000  # documents with a parallel field: a gigabyte
 AROUND = 20  # bytes shown on either side of where a decoded document differs
 DIGITS = 6  # of ratios
-PENDING = 1 << 22  # counts of ids that wait to be added up
 
 SUMS = ("documents", "bytes", "characters", "unspaced", "words", "split_words", "tokens", "exact")
-COUNTS = pa.schema({"group": pa.uint32(), "id": pa.uint32(), "count": pa.int64()})
 PAIRS = pa.schema({"content": pa.string(), "group": pa.string(), "tokens": pa.int64()})
 
 Int64s = npt.NDArray[np.int64]
@@ -121,7 +119,9 @@ def tokenizer_report(
                 "tokenizer": str(Path(path).absolute()),
                 "fingerprint": encoders[name].fingerprint,
                 "share": share,
-                "config": asdict(config),
+                "group_by": config.group_by,
+                "parallel_field": config.parallel_field,
+                "seed": config.seed,
             },
         )
         for number, (name, path) in enumerate(names.items())
@@ -147,8 +147,9 @@ def tokenizer_report(
         "figures": figures,
     }
     if config.timings:
-        texts = (documents / file["name"] for file in manifest["files"])
-        report["timings"] = measure_speed(names, list(texts), manifest["totals"]["bytes"], config.group_by)
+        executor.close()
+        texts = [documents / file["name"] for file in manifest["files"]]
+        report["timings"] = measure_speed(names, texts, manifest["totals"]["bytes"], config.group_by)
     write_json(out / REPORT, report)
     return report
 
@@ -158,81 +159,63 @@ def measure_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     encoder = load(payload["tokenizer"])
     if encoder.fingerprint != payload["fingerprint"]:
         raise UserError(f"{payload['tokenizer']} has changed while the report was made; run the same command again")
-    config = build(ReportConfig, payload["config"])
-    groups: dict[str, Int64s] = {}
-    counts = IdCounts(encoder.vocab_size)
-    inexact: dict[str, dict[str, Any]] = {}
-    pairs: list[pa.RecordBatch] = []
+    tally = Tally(encoder, payload["group_by"], payload["parallel_field"])
     for batch in document_batches(Path(payload["documents"]["path"])):
-        chosen = sample_by_id(batch.column("doc_id").to_numpy(), payload["share"], config.seed)
-        batch = batch.filter(pa.array(chosen))
+        chosen = sample_by_id(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"])
+        tally.add(batch.filter(pa.array(chosen)))
+    name = payload["name"]
+    files = {_ids(name): write_arrow(out / _ids(name), COUNTS, tally.ids.batches())}
+    if payload["parallel_field"]:
+        files[_pairs(name)] = write_arrow(out / _pairs(name), PAIRS, tally.pairs)
+    sums = [row.tolist() for row in tally.sums.values()]
+    return UnitResult(files, {"groups": list(tally.sums), "sums": sums, "inexact": tally.inexact})
+
+
+def _ids(unit: str) -> str:
+    return f"{STATE_FOLDER}/ids-{unit}.arrow"
+
+
+def _pairs(unit: str) -> str:
+    return f"{STATE_FOLDER}/pairs-{unit}.arrow"
+
+
+class Tally:
+    """What one tokenizer makes of documents, by group."""
+
+    def __init__(self, encoder: Encoder, group_by: str, parallel_field: str | None) -> None:
+        self.encoder, self.group_by, self.parallel_field = encoder, group_by, parallel_field
+        self.sums: dict[str, Int64s] = {}  # group -> int64[len(SUMS)]; groups have numbers in the order of the keys
+        self.ids = IdCounts(encoder.vocab_size)
+        self.inexact: dict[str, dict[str, Any]] = {}  # group -> its first document that comes back changed
+        self.pairs: list[pa.RecordBatch] = []
+
+    def add(self, batch: pa.RecordBatch) -> None:
+        """Encode and count a batch of documents."""
         if not len(batch):
-            continue
-        measured, ids, decoded = measure(encoder, batch.column("text"))
-        found, group = _numbered(batch.column(config.group_by))
-        table = np.stack([getattr(measured, name, np.ones(len(batch))) for name in SUMS]).astype(np.int64)
+            return
+        measured, ids, decoded = measure(self.encoder, batch.column("text"))
+        found, group = _numbered(batch.column(self.group_by))
+        _refuse_many_groups(self.group_by, max(len(found), len(self.sums)))
+        columns = [getattr(measured, name, np.ones(len(batch))) for name in SUMS]
         sums = np.zeros((len(found), len(SUMS)), np.int64)
-        np.add.at(sums, group, table.T)
+        np.add.at(sums, group, np.stack(columns, axis=1).astype(np.int64))
         for name, row in zip(found, sums, strict=True):
-            groups[name] = groups.get(name, 0) + row
-        number = {name: at for at, name in enumerate(groups)}
-        counts.add(np.array([number[name] for name in found])[group], ids)
-        for name, example in _inexact(batch, measured, decoded, found, group).items():
-            inexact.setdefault(name, example)
-        if config.parallel_field:
-            content = batch.column(config.parallel_field).cast(pa.string())
-            columns = [content, pa.array(found, pa.string()).take(pa.array(group)), pa.array(measured.tokens)]
-            pairs.append(pa.record_batch(columns, schema=PAIRS))
-    files = {f"{STATE_FOLDER}/ids-{payload['name']}.arrow": (COUNTS, counts.batches())}
-    if config.parallel_field:
-        files[f"{STATE_FOLDER}/pairs-{payload['name']}.arrow"] = (PAIRS, iter(pairs))
-    rows = {name: write_arrow(out / name, schema, batches) for name, (schema, batches) in files.items()}
-    stats = {"groups": list(groups), "sums": [row.tolist() for row in groups.values()], "inexact": inexact}
-    return UnitResult(rows, stats)
+            self.sums[name] = self.sums.get(name, 0) + row
+        number = {name: at for at, name in enumerate(self.sums)}
+        self.ids.add(np.array([number[name] for name in found])[group], ids)
+        self.inexact = {**_inexact(batch, measured, decoded, found, group), **self.inexact}
+        if self.parallel_field:
+            content = batch.column(self.parallel_field).cast(pa.string())
+            groups = pa.array(found, pa.string()).take(pa.array(group))
+            self.pairs.append(pa.record_batch([content, groups, pa.array(measured.tokens)], schema=PAIRS))
 
 
-class IdCounts:
-    """How often each id occurs in each group: pairs that occur, sorted."""
-
-    def __init__(self, vocab_size: int) -> None:
-        self.vocab_size = vocab_size
-        self._keys = self._counts = np.empty(0, np.int64)  # keys are group * vocab_size + id, sorted
-        self._pending: list[tuple[Int64s, Int64s]] = []  # the same, in any order
-
-    def add(self, group: Int64s, ids: pa.ListArray) -> None:
-        """Count the ids of documents whose groups are `group`, int64[documents]."""
-        lengths = np.diff(ids.offsets.to_numpy())
-        keys = np.repeat(group * self.vocab_size, lengths) + ids.flatten().to_numpy()
-        counted = pc.value_counts(pa.array(keys))
-        self.add_counts(counted.field("values").to_numpy(), counted.field("counts").to_numpy())
-
-    def add_counts(self, keys: Int64s, counts: Int64s) -> None:
-        """Add counts of keys, group * vocab_size + id, in any order."""
-        self._pending.append((keys, counts))
-        if sum(len(pending) for pending, _ in self._pending) > PENDING:
-            self.all()
-
-    def all(self) -> tuple[Int64s, Int64s]:
-        """The keys that occur, sorted, and their counts."""
-        if self._pending:
-            keys, counts = zip((self._keys, self._counts), *self._pending, strict=True)
-            self._keys, place = np.unique(np.concatenate(keys), return_inverse=True)
-            self._counts = np.zeros(len(self._keys), np.int64)
-            np.add.at(self._counts, place, np.concatenate(counts))
-            self._pending = []
-        return self._keys, self._counts
-
-    def of_group(self, group: int) -> tuple[Int64s, Int64s]:
-        """The ids that occur in a group, sorted, and their counts."""
-        keys, counts = self.all()
-        first, last = np.searchsorted(keys, [group * self.vocab_size, (group + 1) * self.vocab_size])
-        return keys[first:last] - group * self.vocab_size, counts[first:last]
-
-    def batches(self) -> Iterator[pa.RecordBatch]:
-        """The counts as a table of `COUNTS`."""
-        keys, counts = self.all()
-        group, id_ = np.divmod(keys, self.vocab_size)
-        yield pa.record_batch([group.astype(np.uint32), id_.astype(np.uint32), counts], schema=COUNTS)
+def _refuse_many_groups(column: str, groups: int) -> None:
+    if groups > MOST_GROUPS:
+        raise UserError(
+            f"the column {column!r} has {groups} values or more, a report tells up to {MOST_GROUPS} apart; group by a "
+            "coarser column"
+        )
 
 
 def _names(tokenizers: Sequence[str]) -> dict[str, str]:
@@ -305,11 +288,7 @@ def _common_prefix(one: bytes, other: bytes) -> int:
 def _merged(encoder: Encoder, records: Sequence[Record], config: ReportConfig, out: Path) -> dict[str, Any]:
     """The figures of one tokenizer: "all", and "groups" by name."""
     names = sorted({name for record in records for name in record.stats["groups"]})
-    if len(names) > MOST_GROUPS:
-        raise UserError(
-            f"the column {config.group_by!r} has {len(names)} values, a report tells up to {MOST_GROUPS} apart; group "
-            "by a coarser column"
-        )
+    _refuse_many_groups(config.group_by, len(names))
     number = {name: at for at, name in enumerate(names)}
     sums = np.zeros((len(names), len(SUMS)), np.int64)
     counts, whole = IdCounts(encoder.vocab_size), IdCounts(encoder.vocab_size)
@@ -319,7 +298,7 @@ def _merged(encoder: Encoder, records: Sequence[Record], config: ReportConfig, o
         sums[own] += np.array(record.stats["sums"], np.int64).reshape(len(own), len(SUMS))
         for name, example in record.stats["inexact"].items():
             inexact.setdefault(name, example)
-        table = read_arrow(out / f"{STATE_FOLDER}/ids-{record.unit}.arrow")
+        table = read_arrow(out / _ids(record.unit))
         ids, times = table["id"].to_numpy().astype(np.int64), table["count"].to_numpy()
         counts.add_counts(own[table["group"].to_numpy()] * encoder.vocab_size + ids, times)
         whole.add_counts(ids, times)
@@ -397,7 +376,7 @@ def _parity(
     if config.parallel:
         tokens = dict(zip(names, sums[:, SUMS.index("tokens")].tolist(), strict=True))
         return {name: ratio(tokens[name], tokens[config.reference]) for name in names}
-    tables = [read_arrow(out / f"{STATE_FOLDER}/pairs-{record.unit}.arrow") for record in records]
+    tables = [read_arrow(out / _pairs(record.unit)) for record in records]
     pairs = pa.concat_tables(tables).drop_null().group_by(["content", "group"]).aggregate([("tokens", "sum")])
     reference = pairs.filter(pc.equal(pairs["group"], config.reference)).select(["content", "tokens_sum"])
     both = pairs.join(reference, "content", right_suffix="_reference", join_type="inner")

@@ -291,7 +291,7 @@ def test_a_column_with_too_many_values_is_refused(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("seqmill.pipeline.tokenizer_report.MOST_GROUPS", 5)
-    with pytest.raises(UserError, match="the column 'lang' has 10 values, a report tells up to 5 apart"):
+    with pytest.raises(UserError, match=r"the column 'lang' has [6-9] values or more, a report tells up to 5 apart"):
         report_on(folder, ["bytes"], CONFIG, tmp_path)
 
 
