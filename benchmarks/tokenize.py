@@ -7,7 +7,7 @@
     kmers    DNA in k-mers of 6 and 12 bases, one core
     train    a byte-level BPE of 32,000 ids: seconds, and memory of the process
 
-Cold is the first call after loading, warm the better of two later ones; MB are 10^6 bytes of UTF-8 text. seqmill reads
+Cold is the first call after loading, warm the best of later ones; MB are 10^6 bytes of UTF-8 text. seqmill reads
 an Arrow column and returns one, gigatoken does so with awkward arrays, all others read and return Python lists. No rate
 is shown of a system whose ids, or decoded bytes, are not those of seqmill: the benchmark fails.
 """
