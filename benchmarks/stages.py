@@ -1,6 +1,6 @@
-"""The data stages beside independent implementations, on the text of examples/corpus, one process, one run.
+"""What an executor costs before any work.
 
-Every figure is the best of three, after one warm-up that compiles and fills caches. MB are 10^6 bytes of UTF-8 text.
+Every figure is the best of three, after one warm-up.
 """
 
 import subprocess
@@ -11,17 +11,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-import pyarrow as pa
-
-from seqmill.pipeline.documents import document_batches
-from seqmill.pipeline.executors import LocalExecutor
-from seqmill.pipeline.ingest import IngestConfig, ingest
-from seqmill.pipeline.normalise import NormaliseConfig
-from seqmill.pipeline.progress import Silent
-from seqmill.tokenizers_ext import train_bpe
-from seqmill.tokenizers_ext.subword import SubwordEncoder
-
-CORPUS = Path(__file__).parents[1] / "examples" / "corpus"
 REPEATS = 3
 
 Row = dict[str, object]
@@ -30,15 +19,7 @@ Row = dict[str, object]
 def run() -> dict[str, list[Row]]:
     """Rows of all cases; each is one system on one case."""
     with tempfile.TemporaryDirectory() as scratch:
-        text = _corpus_text(Path(scratch))
-        return {"rows": [*_encoding(text), *_executor_start(Path(scratch))]}
-
-
-def _corpus_text(scratch: Path) -> pa.Array:
-    inputs = tuple(str(path) for path in sorted(CORPUS.iterdir()))
-    manifest = ingest(IngestConfig(inputs), NormaliseConfig(), scratch / "documents", LocalExecutor(1), Silent())
-    parts = [scratch / "documents" / file["name"] for file in manifest["files"]]
-    return pa.concat_arrays([batch.column("text") for part in parts for batch in document_batches(part)])
+        return {"rows": _executor_start(Path(scratch))}
 
 
 def _best_seconds(work: Callable[[], object]) -> float:
@@ -49,28 +30,6 @@ def _best_seconds(work: Callable[[], object]) -> float:
         work()
         times.append(time.perf_counter() - began)
     return min(times)
-
-
-def _rate(case: str, system: str, num_bytes: int, work: Callable[[], object]) -> Row:
-    value = round(num_bytes / 1e6 / _best_seconds(work), 2)
-    return {"case": case, "system": system, "value": value, "unit": "MB/s", "higher_is_better": True}
-
-
-def _encoding(text: pa.Array) -> list[Row]:
-    """From an Arrow text column to an Arrow column of ids, all cores."""
-    strings = text.to_pylist()
-    encoder = SubwordEncoder(train_bpe([strings], 4096))
-    size = sum(len(string.encode()) for string in strings)
-
-    def peer() -> pa.Array:
-        encodings = encoder._reference.encode_batch_fast(text.to_pylist(), add_special_tokens=False)
-        return pa.array([encoding.ids for encoding in encodings], pa.list_(pa.uint16()))
-
-    case = "BPE encode, Arrow to Arrow"
-    return [
-        _rate(case, "seqmill", size, lambda: encoder.encode(text)),
-        _rate(case, f"tokenizers {version('tokenizers')}", size, peer),
-    ]
 
 
 def _executor_start(scratch: Path) -> list[Row]:

@@ -21,7 +21,7 @@ quality = benchmark_module("support.quality")
 
 
 def test_only_whole_benchmarks_are_listed() -> None:
-    assert {"dedup", "stages"} <= set(benchmark_names())
+    assert {"dedup", "stages", "tokenize"} <= set(benchmark_names())
     assert not {"support", "peers", "injected"} & set(benchmark_names())
 
 

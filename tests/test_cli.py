@@ -24,7 +24,8 @@ VERBS = (
     "inspect", "bench", "tokenizer", "repeats", "traps",
 )  # fmt: skip
 SUBVERBS = {
-    "tokenizer": ("train",), "repeats": ("histogram", "sample"), "traps": ("make", "inject", "verify", "score"),
+    "tokenizer": ("train", "report"), "repeats": ("histogram", "sample"),
+    "traps": ("make", "inject", "verify", "score"),
 }  # fmt: skip
 NAMES = [*((verb,) for verb in VERBS), *((verb, name) for verb, names in SUBVERBS.items() for name in names)]
 

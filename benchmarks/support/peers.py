@@ -14,13 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from .processes import Cost, ProcessError, run_on_one_core
+from .processes import Cost, ProcessError, run_on_all_cores, run_on_one_core
 
 DRIVERS = Path(__file__).parents[1] / "peers"
 FOLDER = "SEQMILL_PEERS"
 INSTALLED = "installed"  # written last, so that a killed installation is made again
 
 PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
+TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
+OUR_OWN = ("gigatoken", "tokenizers", "python")  # what this project depends on runs in its environment
 
 
 class PeerError(Exception):
@@ -43,10 +45,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class System:
-    """One implementation behind benchmarks/peers/run_NAME.py; see protocol.py there for the tasks."""
+    """One implementation behind benchmarks/peers/TASKS_NAME.py; protocol.py and tokens.py there tell the tasks."""
 
     name: str
     python: Path
+    tasks: str = "run"  # of deduplication; "encode": of tokenizers
+    one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:
         """Run one task in the new folder `folder`.
@@ -55,9 +59,10 @@ class System:
             PeerError: the driver failed.
         """
         folder.mkdir(parents=True)
-        driver = DRIVERS / f"run_{self.name.replace('-', '')}.py"
+        driver = DRIVERS / f"{self.tasks}_{self.name.replace('-', '')}.py"
+        run = run_on_one_core if self.one_core else run_on_all_cores
         try:
-            cost = run_on_one_core([str(self.python), str(driver), task, str(folder), *map(str, arguments)])
+            cost = run([str(self.python), str(driver), task, str(folder), *map(str, arguments)])
         except ProcessError as error:
             raise PeerError(f"{self.name} {task}: {error}") from error
         return Answer(json.loads((folder / "result.json").read_text()), cost, folder)
@@ -74,6 +79,8 @@ def installed(name: str) -> System:
     Raises:
         PeerError: pip or venv failed.
     """
+    if name in OUR_OWN:
+        return System(name, Path(sys.executable))
     requirements = DRIVERS / f"{name}.txt"
     key = hashlib.sha256(requirements.read_bytes() + sys.version.encode()).hexdigest()[:12]
     folder = environments() / f"{name}-{key}"

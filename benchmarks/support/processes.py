@@ -4,7 +4,7 @@ import os
 import subprocess
 import tempfile
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,6 +13,7 @@ SECONDS_BETWEEN_LOOKS = 0.05
 # One core: libraries that would start a thread per core are told not to.
 THREADS = ("OMP", "OPENBLAS", "MKL", "RAYON", "NUMBA")
 ONE_CORE = {f"{library}_NUM_THREADS": "1" for library in THREADS}
+NOTHING: Mapping[str, str] = {}
 
 
 class ProcessError(Exception):
@@ -28,13 +29,18 @@ class Cost:
 
 
 def run_on_one_core(command: Sequence[str]) -> Cost:
-    """Run `command` with threads held to one.
+    """Run `command` with threads held to one; see `run_on_all_cores`."""
+    return run_on_all_cores(command, ONE_CORE)
+
+
+def run_on_all_cores(command: Sequence[str], environment: Mapping[str, str] = NOTHING) -> Cost:
+    """Run `command` with as many threads as it starts by itself.
 
     Raises:
         ProcessError: it exited with another code than 0.
     """
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, env={**os.environ, **ONE_CORE}, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT)
         ended = threading.Event()
         peaks = [0]
         watch = threading.Thread(target=_watch, args=(process.pid, ended, peaks))

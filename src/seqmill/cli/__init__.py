@@ -5,7 +5,7 @@ import sys
 
 import typer
 
-from seqmill.cli import filters, look, mixing, models, repeats, stages, substrings, tokenizer, traps
+from seqmill.cli import filters, look, mixing, models, repeats, stages, substrings, tokenizer, tokenizer_report, traps
 from seqmill.errors import UserError, as_user_error
 
 app = typer.Typer(
@@ -18,6 +18,7 @@ app = typer.Typer(
 )
 for verbs in (stages, filters, substrings, mixing, models, look):
     app.add_typer(verbs.app)
+tokenizer.app.add_typer(tokenizer_report.app)
 app.add_typer(tokenizer.app, name="tokenizer")
 app.add_typer(repeats.app, name="repeats")
 app.add_typer(traps.app, name="traps")

@@ -30,7 +30,7 @@ class Stage:
         self.figures: dict[str, Any] = {}
         self.quarantined = 0
 
-    def documents(self, inputs: list[str], **fields: str) -> Path:
+    def documents(self, inputs: list[str], **settings: Any) -> Path:
         """The documents folder that `inputs` name, or one made from raw files in OUT/documents."""
         from seqmill.manifest import MANIFEST, open_manifest
         from seqmill.pipeline.ingest import IngestConfig
@@ -41,7 +41,7 @@ class Stage:
         if len(inputs) == 1 and (folder / MANIFEST).is_file():
             open_manifest(folder, "documents")
             return folder.absolute()
-        config = IngestConfig(inputs=tuple(inputs), **fields)  # type: ignore[arg-type]
+        config = IngestConfig(inputs=tuple(inputs), **settings)
         manifest = ingest_stage(config, NormaliseConfig(), self.out / "documents", self.executor, self.progress)
         self.quarantined = manifest["quarantined"]["documents"]
         return self.out / "documents"

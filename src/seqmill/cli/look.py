@@ -37,12 +37,14 @@ def bench(
     truth: Annotated[Path | None, typer.Option(help="A folder of pairs known to be duplicates or not.")] = None,
     documents: Annotated[int | None, typer.Option(help="The most documents that a scaling case goes to.")] = None,
     peers: Annotated[str | None, typer.Option(help="Only these peers, with commas between.")] = None,
+    ranks: Annotated[Path | None, typer.Option(help="A tokenizer to encode with as well, such as *.tiktoken.")] = None,
+    dna: Annotated[Path | None, typer.Option(help="FASTA for k-mers; default: random bases.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks beside their peers."""
     from seqmill.pipeline.bench import benchmark_names, run_benchmark
 
-    given: dict[str, Any] = {"data": data, "truth": truth, "documents": documents}
+    given: dict[str, Any] = {"data": data, "truth": truth, "documents": documents, "ranks": ranks, "dna": dna}
     lists = {"cases": cases, "peers": peers}
     given |= {key: None if text is None else [one for one in text.split(",") if one] for key, text in lists.items()}
     options = {key: value for key, value in given.items() if value is not None}
