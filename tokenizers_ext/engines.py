@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import orjson
@@ -129,8 +129,7 @@ class NativeEngine:
             self._renew()
 
     def _renew(self) -> None:
-        self._native: Any = None  # free the old one first
-        self._native = self._build()
+        self._native = self._build()  # a thread that still encodes with the old one keeps it
         self._seen = self._assumed = 0
         self._resident = resident_bytes()
 

@@ -19,7 +19,7 @@ from seqmill.tokenizers_ext.merges import last_merges
 
 SPACE = "▁"  # U+2581, how pieces write a space
 UNIGRAM, BPE = 1, 2  # TrainerSpec.model_type; 3 is word, 4 is char
-BEYOND_REACH = 20  # byte pieces score this many unknown characters, more than any way to spell their names
+BYTE_IN_TEXT = {"<0": "<(?=0x[0-9A-F]{2}>)", "0x": "(?<=<)0(?=x[0-9A-F]{2}>)"}  # its first characters, where to cut
 
 
 class PieceType(IntEnum):
@@ -153,7 +153,7 @@ def _normalizer(model: Any) -> dict[str, Any] | None:
         table = base64.b64encode(spec.precompiled_charsmap).decode()
         steps.append({"type": "Precompiled", "precompiled_charsmap": table})
     if spec.remove_extra_whitespaces:
-        steps.append(_replace({"Regex": r"\A +| +\z"}, ""))
+        steps.append(_replace({"Regex": rf"\A +|[ {SPACE}]+\z"}, ""))  # at the end it cannot tell them apart
         steps.append(_replace({"Regex": " {2,}"}, " "))
     if spec.add_dummy_prefix:
         steps.append(_dummy_prefix([p.piece for p in model.pieces if p.type == PieceType.USER_DEFINED]))
@@ -173,15 +173,29 @@ def _replace(pattern: Mapping[str, str], content: str) -> dict[str, Any]:
 
 
 def _pre_tokenizer(pieces: Sequence[tuple[str, float, PieceType]], trainer: Any) -> dict[str, Any] | None:
-    """Cut in front of every ▁ where no piece reaches over one: the same ids, from words that repeat.
+    """Cuts that change no ids. BPE with byte fallback is left whole: fast engines know it in that form.
 
-    BPE with byte fallback is left whole: fast engines know it in that form.
+    In front of every ▁, where no piece reaches over one: words repeat. And inside "<0x41>", which a Unigram model of
+    `tokenizers` would take for the byte, at a place that no piece reaches over.
     """
-    reaches_over = any(SPACE in piece[1:] for piece, _, type_ in pieces if type_ == PieceType.NORMAL)
-    known = any(piece == SPACE for piece, _, _ in pieces)
-    if reaches_over or not known or (trainer.model_type == BPE and trainer.byte_fallback):
+    if trainer.model_type == BPE and trainer.byte_fallback:
         return None
-    return {"type": "Split", "pattern": {"String": SPACE}, "behavior": "MergedWithNext", "invert": False}
+    normal = [piece for piece, _, type_ in pieces if type_ == PieceType.NORMAL]
+    cuts: list[dict[str, str]] = []
+    behaviors: list[str] = []
+    if SPACE in normal and not any(SPACE in piece[1:] for piece in normal):
+        cuts, behaviors = [{"String": SPACE}], ["MergedWithNext"]
+    if trainer.byte_fallback:
+        free = [start for start in BYTE_IN_TEXT if not any(start in piece for piece in normal)]
+        cuts, behaviors = (
+            [*cuts, {"Regex": BYTE_IN_TEXT[free[0] if free else "<0"]}],
+            [*behaviors, "MergedWithPrevious"],
+        )
+    steps = [
+        {"type": "Split", "pattern": cut, "behavior": behavior, "invert": False}
+        for cut, behavior in zip(cuts, behaviors, strict=True)
+    ]
+    return {"type": "Sequence", "pretokenizers": steps} if steps else None
 
 
 def _decoder(model: Any) -> dict[str, Any]:
@@ -191,17 +205,10 @@ def _decoder(model: Any) -> dict[str, Any]:
 
 
 def _unigram(pieces: Sequence[tuple[str, float, PieceType]], trainer: Any) -> dict[str, Any]:
-    """Text that spells the name of a byte, "<0x41>", must not become that byte.
-
-    `tokenizers` finds byte pieces by name like any other, so they get a score that no path through one can win with.
-    Unknown characters then cost more too; on all paths alike, for every character of a piece is a piece.
-    """
-    normal = [score for _, score, type_ in pieces if type_ == PieceType.NORMAL]
-    worst = BEYOND_REACH * (min(normal, default=0.0) - 10)
     return {
         "type": "Unigram",
         "unk_id": next(id_ for id_, (_, _, type_) in enumerate(pieces) if type_ == PieceType.UNKNOWN),
-        "vocab": [[piece, worst if type_ == PieceType.BYTE else score] for piece, score, type_ in pieces],
+        "vocab": [[piece, score] for piece, score, _ in pieces],
         "byte_fallback": trainer.byte_fallback,
     }
 

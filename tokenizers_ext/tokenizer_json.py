@@ -11,6 +11,7 @@ from tokenizers import Tokenizer
 from seqmill.errors import UserError
 
 MODEL_TYPES = ("BPE", "Unigram", "WordPiece", "WordLevel")
+HIDDEN = "\ufdd0"  # a noncharacter, between the secret and the name of a hidden token
 
 Description = dict[str, Any]
 
@@ -64,7 +65,7 @@ def with_special_tokens_hidden(description: Description, secret: str) -> Descrip
     """
     model = description["model"]
     special = {token["content"] for token in description["added_tokens"] if token["special"]}
-    names = {name: f"\ufdd0{secret}:{name}" for name in special - {model.get("unk_token")}}
+    names = {name: secret + HIDDEN + name for name in special - {model.get("unk_token")}}
     hidden = copy.copy(description)
     hidden["post_processor"] = None  # its templates name special tokens
     hidden["model"] = {**model, "vocab": _renamed(model["vocab"], names)}
@@ -87,9 +88,10 @@ def reference_tokenizer(description: Description, parse_special: bool) -> Tokeni
     for token in description["added_tokens"]:
         found = tokenizer.token_to_id(token["content"])
         if found != token["id"]:
+            name = token["content"].rpartition(HIDDEN)[2]
             raise UserError(
-                f"added token {token['content']!r} has id {token['id']} in the tokenizer.json, but `tokenizers` gives "
-                f"it {found}: number added tokens from the end of the vocabulary on, or list them in it"
+                f"added token {name!r} has id {token['id']} in the tokenizer.json, but `tokenizers` gives it {found}: "
+                "number added tokens from the end of the vocabulary on, or list them in it"
             )
     tokenizer.encode_special_tokens = not parse_special
     tokenizer.no_truncation()

@@ -1,13 +1,18 @@
+import base64
+import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from seqmill.errors import UserError
+from seqmill.tokenizers_ext.engines import LINE_PATTERNS, Limits
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.train import train_bpe
 
@@ -65,6 +70,53 @@ def test_arbitrary_bytes_come_back_from_a_byte_level_vocabulary(
 @pytest.mark.parametrize("text", ["^" * 100_000, "a" * 100_000, " " * 100_000, "\n" * 50_000, "=" * 99_999 + "x"])
 def test_long_runs_of_one_character_are_exact(encoder: SubwordEncoder, reference: Tokenizer, text: str) -> None:
     assert encoder.encode(pa.array([text])).to_pylist() == reference_ids(reference, [text])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["gpt2", *LINE_PATTERNS], ids=["gpt2", "cl100k", "o200k", "qwen"])
+def test_ids_equal_those_of_tokenizers_on_the_whole_demo_corpus_and_torture(tokenizer_json: bytes, split: str) -> None:
+    description = json.loads(tokenizer_json)
+    if split != "gpt2":
+        cut = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+        spell = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, spell]}
+    contents = json.dumps(description).encode()
+    reference = Tokenizer.from_str(contents.decode())
+    reference.encode_special_tokens = True
+    encoder = SubwordEncoder(contents, limits=Limits(call_bytes=1 << 16))
+    assert encoder.engine == "gigatoken"
+    random = base64.b64encode(np.random.default_rng(1).bytes(300_000)).decode()
+    runs = [
+        "^" * 1_000_000,
+        "a" * 1_000_000,
+        "👩\u200d👩\u200d👧\u200d👦" * 5_000,
+        "\0" * 50_000,
+        random,
+        " \n" * 50_000,
+    ]
+    every_character = "".join(f"a{chr(code)}b {chr(code)}\n" for code in range(0x30000) if not 0xD800 <= code < 0xE000)
+    texts = [*demo_texts(), *runs, every_character]
+    assert len(texts) > 3_000
+    ids = encoder.encode(pa.array(texts, pa.large_string()))
+    for text, found in zip(texts, ids.to_pylist(), strict=True):
+        assert found == reference.encode(text, add_special_tokens=False).ids, text[:80]
+    assert encoder.decode(ids).to_pylist() == [text.encode() for text in texts]
+
+
+def demo_texts() -> list[str]:
+    texts = [json.loads(line)["text"] for line in (EXAMPLES / "jargon.jsonl").read_text().splitlines()]
+    texts += [
+        json.loads(line)["text"] for line in gzip.decompress((EXAMPLES / "sotu.jsonl.gz").read_bytes()).splitlines()
+    ]
+    texts += [path.read_text(encoding="utf-8") for path in sorted((EXAMPLES / "udhr").glob("*.txt"))]
+    for table in (pq.read_table(EXAMPLES / "poems.parquet"), pa.ipc.open_file(EXAMPLES / "code.arrow").read_all()):
+        texts += table["text"].to_pylist()
+    return texts
+
+
+def test_lone_continuation_bytes_come_back(encoder: SubwordEncoder) -> None:
+    documents = [b"\x80", b"a\xbf\n\xc3", b"\xe6\x97" * 1000, b"\xf0\x9f\x91" + b"\n" * 9, bytes(range(256)) * 50]
+    assert encoder.decode(encoder.encode(pa.array(documents))).to_pylist() == documents
 
 
 def test_text_that_spells_the_end_token_never_becomes_it(encoder: SubwordEncoder) -> None:
