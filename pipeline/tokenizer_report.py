@@ -32,8 +32,8 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
+from seqmill.pipeline.sampling import drawn
 from seqmill.pipeline.tokenizer_speed import measure_speed
-from seqmill.pipeline.train_tokenizer import sample_by_id
 from seqmill.storage import read_arrow, write_arrow, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.id_counts import COUNTS, IdCounts
@@ -161,7 +161,7 @@ def measure_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
         raise UserError(f"{payload['tokenizer']} has changed while the report was made; run the same command again")
     tally = Tally(encoder, payload["group_by"], payload["parallel_field"])
     for batch in document_batches(Path(payload["documents"]["path"])):
-        chosen = sample_by_id(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"])
+        chosen = drawn(batch.column("doc_id").to_numpy(), payload["share"], payload["seed"])
         tally.add(batch.filter(pa.array(chosen)))
     name = payload["name"]
     files = {_ids(name): write_arrow(out / _ids(name), COUNTS, tally.ids.batches())}

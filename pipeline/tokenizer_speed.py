@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 
 from seqmill.pipeline.bench import describe_machine
 from seqmill.pipeline.documents import document_batches
-from seqmill.pipeline.train_tokenizer import sample_by_id
+from seqmill.pipeline.sampling import drawn
 from seqmill.tokenizers_ext import Encoder, load
 
 SAMPLE_BYTES = 16_000_000  # text to time, about: it is held in memory
@@ -39,7 +39,7 @@ def measure_speed(
     """
     share = min(1.0, SAMPLE_BYTES / max(1, num_bytes))
     batches = [
-        batch.filter(pa.array(sample_by_id(batch.column("doc_id").to_numpy(), share, 0)))
+        batch.filter(pa.array(drawn(batch.column("doc_id").to_numpy(), share, 0)))
         for part in parts
         for batch in document_batches(part)
     ]

@@ -17,13 +17,16 @@ from seqmill.errors import UserError
 from seqmill.storage import FORMAT_VERSION, atomic_path, read_json, write_json
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
+from seqmill.tokenizers_ext.formats import read_tokenizer_file
 from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
-from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_json
+from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_file
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "seqmill.json"
 TOKENIZER_JSON = "tokenizer.json"
+_warned_of: set[Path] = set()  # lossy tokenizers that this process has said it of
+
 ROUND_TRIP_SAMPLE = (
     "",
     "Plain words, 3.14 and  two spaces.\r\n\tTab",
@@ -60,11 +63,12 @@ def save_kmer(folder: Path, config: KmerConfig) -> Encoder:
 
 
 def copy_artifact(source: Path, folder: Path) -> None:
-    """Put the artifact (or bare tokenizer.json) at `source` into `folder`, so that a dataset carries its tokenizer."""
+    """Put the tokenizer at `source` into `folder`, so that a dataset carries it; files of other formats become a
+    tokenizer.json there."""
     if not source.is_file() and not (source / DESCRIPTION).is_file() and (source / TOKENIZER_JSON).is_file():
         source = source / TOKENIZER_JSON
     if source.is_file():
-        save_subword(folder, source.read_bytes(), {"file": source.name})
+        save_subword(folder, read_tokenizer_file(source), {"file": source.name})
         return
     described = _description_of(source)
     for name in [*described["sha256"], DESCRIPTION]:  # the description last: without it there is no artifact
@@ -72,17 +76,26 @@ def copy_artifact(source: Path, folder: Path) -> None:
             temporary.write_bytes((source / name).read_bytes())
 
 
-def load(path: str | Path) -> Encoder:
-    """The tokenizer at `path`: an artifact folder, or a `tokenizer.json`.
+def load(path: str | Path, parse_special: bool = False) -> Encoder:
+    """The tokenizer at `path`: an artifact folder, a tokenizer.json, a tiktoken rank file or a sentencepiece model.
+
+    Args:
+        parse_special: whether text that spells a special token becomes its id; for subword tokenizers, documents are
+            data by default.
 
     Raises:
         UserError: nothing readable is there, or a file does not match its recorded hash.
     """
-    path = Path(path)
+    encoder = _load(Path(path), parse_special)
+    _warn_if_lossy(Path(path), encoder)
+    return encoder
+
+
+def _load(path: Path, parse_special: bool) -> Encoder:
     if path.is_file():
-        return load_tokenizer_json(path)
+        return load_tokenizer_file(path, parse_special)
     if path.is_dir() and not (path / DESCRIPTION).is_file() and (path / TOKENIZER_JSON).is_file():
-        return load_tokenizer_json(path / TOKENIZER_JSON)
+        return load_tokenizer_file(path / TOKENIZER_JSON, parse_special)
     described = _description_of(path)
     for name, expected in described["sha256"].items():
         found = hashlib.sha256((path / name).read_bytes()).hexdigest() if (path / name).is_file() else "nothing"
@@ -91,14 +104,14 @@ def load(path: str | Path) -> Encoder:
                 f"{path / name}: {DESCRIPTION} records sha256 {expected[:16]}..., found {found[:16]}...; ids would "
                 "differ from the ones on disk: restore the file, or train the tokenizer again"
             )
-    encoder = _open(path, described)
-    _warn_if_lossy(path, encoder)
-    return encoder
+    return _open(path, described, parse_special)
 
 
-def _open(path: Path, described: Mapping[str, Any]) -> Encoder:
+def _open(path: Path, described: Mapping[str, Any], parse_special: bool) -> Encoder:
     factories: dict[str, Callable[[], Encoder]] = {
-        "subword": lambda: SubwordEncoder((path / TOKENIZER_JSON).read_bytes(), described["special_ids"]),
+        "subword": lambda: SubwordEncoder(
+            (path / TOKENIZER_JSON).read_bytes(), described["special_ids"], parse_special
+        ),
         "byte": ByteEncoder,
         "kmer": lambda: KmerEncoder(KmerConfig(**described["settings"])),
     }
@@ -143,9 +156,12 @@ def _description_of(path: Path) -> dict[str, Any]:
 
 
 def _warn_if_lossy(path: Path, encoder: Encoder) -> None:
-    """Say it, with an example, when a sample does not survive encoding and decoding: some tokenizers normalise."""
+    """Say it once, with an example, when a sample does not survive encoding and decoding: some tokenizers normalise."""
+    if path.resolve() in _warned_of:
+        return
     decoded = encoder.decode(encoder.encode(pa.array(ROUND_TRIP_SAMPLE, pa.large_string())))
     for text, found in zip(ROUND_TRIP_SAMPLE, decoded.to_pylist(), strict=True):
         if found != text.encode():
+            _warned_of.add(path.resolve())
             logger.warning("%s is not lossless: %r comes back as %r", path, text, found.decode(errors="replace"))
             return

@@ -103,6 +103,12 @@ def list_array(offsets: np.ndarray, values: np.ndarray, vocab_size: int) -> pa.L
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(narrow))
 
 
+def document_offsets(ids: pa.ListArray) -> np.ndarray:
+    """Where each list begins in `ids.flatten()`, and the end of the last: int64[documents + 1], also for a slice."""
+    offsets = ids.offsets.to_numpy()
+    return offsets.astype(np.int64) - offsets[0]
+
+
 def append_id(ids: pa.ListArray, special: int) -> pa.ListArray:
     """Put one id behind every list, for example the end-of-document id: [[5, 6], []] with 9 -> [[5, 6, 9], [9]]."""
     offsets = ids.offsets.to_numpy()

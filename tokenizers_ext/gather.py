@@ -4,6 +4,8 @@ import numba
 import numpy as np
 import pyarrow as pa
 
+from seqmill.tokenizers_ext.encoder import offsets_and_bytes
+
 
 def concatenate_pieces(
     ids: np.ndarray, id_offsets: np.ndarray, piece_offsets: np.ndarray, pieces: np.ndarray
@@ -20,10 +22,24 @@ def concatenate_pieces(
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
     data = np.empty(ends[-1], np.uint8)
     _copy_pieces(ids, ends, piece_offsets, pieces, data)
-    offsets = ends[id_offsets]
-    return pa.LargeBinaryArray.from_buffers(
-        pa.large_binary(), len(id_offsets) - 1, [None, pa.py_buffer(offsets), pa.py_buffer(data)]
-    )
+    return binary_array(ends[id_offsets], data)
+
+
+def without_first_space(documents: pa.LargeBinaryArray) -> pa.LargeBinaryArray:
+    """Documents without the space that each may begin with: [b" a", b"b", b"  "] -> [b"a", b"b", b" "]."""
+    offsets, data = offsets_and_bytes(documents)
+    has_space = np.diff(offsets) > 0
+    has_space[has_space] = data[offsets[:-1][has_space]] == ord(" ")
+    kept = np.ones(len(data), bool)
+    kept[offsets[:-1][has_space]] = False
+    shorter = offsets - np.concatenate([np.zeros(1, np.int64), np.cumsum(has_space)])
+    return binary_array(shorter, data[kept])
+
+
+def binary_array(offsets: np.ndarray, data: np.ndarray) -> pa.LargeBinaryArray:
+    """Documents from offsets int64[documents + 1] into bytes uint8[...], without a copy."""
+    buffers = [None, pa.py_buffer(offsets), pa.py_buffer(data)]
+    return pa.LargeBinaryArray.from_buffers(pa.large_binary(), len(offsets) - 1, buffers)
 
 
 @numba.njit(nogil=True, cache=True)

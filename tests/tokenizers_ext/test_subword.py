@@ -1,14 +1,19 @@
+import base64
+import gzip
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.subword import TORTURE_SAMPLE, SubwordEncoder
+from seqmill.tokenizers_ext.engines import LINE_PATTERNS, Limits
+from seqmill.tokenizers_ext.subword import SubwordEncoder
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 
@@ -66,6 +71,53 @@ def test_long_runs_of_one_character_are_exact(encoder: SubwordEncoder, reference
     assert encoder.encode(pa.array([text])).to_pylist() == reference_ids(reference, [text])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("split", ["gpt2", *LINE_PATTERNS], ids=["gpt2", "cl100k", "o200k", "qwen"])
+def test_ids_equal_those_of_tokenizers_on_the_whole_demo_corpus_and_torture(tokenizer_json: bytes, split: str) -> None:
+    description = json.loads(tokenizer_json)
+    if split != "gpt2":
+        cut = {"type": "Split", "pattern": {"Regex": split}, "behavior": "Isolated", "invert": False}
+        spell = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+        description["pre_tokenizer"] = {"type": "Sequence", "pretokenizers": [cut, spell]}
+    contents = json.dumps(description).encode()
+    reference = Tokenizer.from_str(contents.decode())
+    reference.encode_special_tokens = True
+    encoder = SubwordEncoder(contents, limits=Limits(call_bytes=1 << 16))
+    assert encoder.engine == "gigatoken"
+    random = base64.b64encode(np.random.default_rng(1).bytes(300_000)).decode()
+    runs = [
+        "^" * 1_000_000,
+        "a" * 1_000_000,
+        "👩\u200d👩\u200d👧\u200d👦" * 5_000,
+        "\0" * 50_000,
+        random,
+        " \n" * 50_000,
+    ]
+    every_character = "".join(f"a{chr(code)}b {chr(code)}\n" for code in range(0x30000) if not 0xD800 <= code < 0xE000)
+    texts = [*demo_texts(), *runs, every_character]
+    assert len(texts) > 3_000
+    ids = encoder.encode(pa.array(texts, pa.large_string()))
+    for text, found in zip(texts, ids.to_pylist(), strict=True):
+        assert found == reference.encode(text, add_special_tokens=False).ids, text[:80]
+    assert encoder.decode(ids).to_pylist() == [text.encode() for text in texts]
+
+
+def demo_texts() -> list[str]:
+    texts = [json.loads(line)["text"] for line in (EXAMPLES / "jargon.jsonl").read_text().splitlines()]
+    texts += [
+        json.loads(line)["text"] for line in gzip.decompress((EXAMPLES / "sotu.jsonl.gz").read_bytes()).splitlines()
+    ]
+    texts += [path.read_text(encoding="utf-8") for path in sorted((EXAMPLES / "udhr").glob("*.txt"))]
+    for table in (pq.read_table(EXAMPLES / "poems.parquet"), pa.ipc.open_file(EXAMPLES / "code.arrow").read_all()):
+        texts += table["text"].to_pylist()
+    return texts
+
+
+def test_lone_continuation_bytes_come_back(encoder: SubwordEncoder) -> None:
+    documents = [b"\x80", b"a\xbf\n\xc3", b"\xe6\x97" * 1000, b"\xf0\x9f\x91" + b"\n" * 9, bytes(range(256)) * 50]
+    assert encoder.decode(encoder.encode(pa.array(documents))).to_pylist() == documents
+
+
 def test_text_that_spells_the_end_token_never_becomes_it(encoder: SubwordEncoder) -> None:
     ids = encoder.encode(pa.array(["a<|endoftext|>b"]))
     assert encoder.special_ids["eos"] not in ids.to_pylist()[0]
@@ -83,12 +135,6 @@ def test_a_tokenizer_that_the_fast_engine_refuses_is_encoded_by_tokenizers() -> 
     encoder = SubwordEncoder(words.to_str().encode())
     assert encoder.engine == "tokenizers"
     assert encoder.encode(pa.array(["the cat", "", "dog the"])).to_pylist() == [[0, 1], [], [2, 0]]
-
-
-def test_both_engines_give_the_same_buffers(encoder: SubwordEncoder) -> None:
-    sample = pa.array(TORTURE_SAMPLE, pa.large_binary())
-    fast, slow = encoder._encode_flat(sample), encoder._encode_with_tokenizers(sample)
-    assert [array.tolist() for array in fast] == [array.tolist() for array in slow]
 
 
 def test_no_documents_give_no_ids(encoder: SubwordEncoder) -> None:

@@ -20,8 +20,8 @@ from seqmill.tokenizers_ext.encoder import Encoder, list_array
 from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import apply_merges, learn_merges
 from seqmill.tokenizers_ext.merging.text import Text, remaining, text_of
-from seqmill.tokenizers_ext.pieces import pieces_of
 from seqmill.tokenizers_ext.splitting import PATTERNS
+from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
 SCOPES = ("sample", "batch")
 TABLE_SCHEMA = pa.schema({"id": pa.uint32(), "left": pa.uint32(), "right": pa.uint32(), "base": pa.list_(pa.uint32())})
@@ -190,7 +190,7 @@ class _Rows:
         values, offsets = flat_rows(ids)
         if len(values) and values.max() >= encoder.vocab_size:
             raise UserError(f"id {values.max()} is outside the vocabulary of {encoder.vocab_size} ids")
-        return cls(values, offsets, segments_of(values, offsets, pieces_of(encoder), rule))
+        return cls(values, offsets, segments_of(values, offsets, bytes_of_ids(encoder), rule))
 
     def text(self) -> Text:
         return text_of(self.ids, self.segments, np.ones(len(self.ids), np.int64))

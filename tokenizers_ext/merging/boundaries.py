@@ -7,11 +7,11 @@ import pyarrow as pa
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.encoder import offsets_and_bytes
 from seqmill.tokenizers_ext.gather import concatenate_pieces
-from seqmill.tokenizers_ext.pieces import Pieces
 from seqmill.tokenizers_ext.splitting import PATTERNS, pre_token_ends
+from seqmill.tokenizers_ext.token_bytes import TokenBytes
 
 
-def segments_of(ids: np.ndarray, row_offsets: np.ndarray, pieces: Pieces, rule: str) -> np.ndarray:
+def segments_of(ids: np.ndarray, row_offsets: np.ndarray, pieces: TokenBytes, rule: str) -> np.ndarray:
     """Number the stretches of tokens that a rule keeps apart: int32[tokens], ascending over all rows.
 
     A row is a stretch of its own, and so is every id without bytes: they are special. Rule "none" knows no other
@@ -21,7 +21,7 @@ def segments_of(ids: np.ndarray, row_offsets: np.ndarray, pieces: Pieces, rule: 
     Args:
         ids: unsigned integers[tokens].
         row_offsets: int64[rows + 1] into ids.
-        pieces: the bytes of every id, as `pieces_of` gives them.
+        pieces: the bytes of every id, as `bytes_of_ids` gives them.
         rule: "none", or how bytes are cut.
 
     Raises:

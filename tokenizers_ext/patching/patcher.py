@@ -32,7 +32,7 @@ from seqmill.tokenizers_ext.patching.boundaries import (
 from seqmill.tokenizers_ext.patching.config import LONGEST_PATCH, PatchConfig
 from seqmill.tokenizers_ext.patching.scorer import Scorer, copy_scorer, describe_scorer, load_scorer
 from seqmill.tokenizers_ext.patching.scores import entropy_pieces
-from seqmill.tokenizers_ext.pieces import pieces_of
+from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
 DESCRIPTION = "patcher.json"
 SCORER, TOKENIZER = "scorer", "tokenizer"
@@ -51,7 +51,7 @@ class Patcher:
     def token_lengths(self) -> Int64s:
         """Bytes of each id of the tokenizer, int64[vocab_size]."""
         assert self.tokenizer
-        return np.diff(pieces_of(self.tokenizer)[0])
+        return np.diff(bytes_of_ids(self.tokenizer)[0])
 
 
 def patch_lengths(texts: pa.Array, patcher: Patcher, entropies: pa.Array | None = None) -> pa.ListArray:

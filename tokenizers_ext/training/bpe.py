@@ -12,10 +12,11 @@ import pyarrow as pa
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from seqmill.errors import UserError
+from seqmill.tokenizers_ext.byte_alphabet import BYTE_OF_CHARACTER
 from seqmill.tokenizers_ext.merging.engine import OBJECTIVES, learn_merges
 from seqmill.tokenizers_ext.merging.text import text_of
 from seqmill.tokenizers_ext.splitting import PATTERNS, rule_number
-from seqmill.tokenizers_ext.subword import END_OF_TEXT, byte_of_character
+from seqmill.tokenizers_ext.subword import END_OF_TEXT
 from seqmill.tokenizers_ext.training.word_counts import WordCounts
 
 BASE_TOKENS = 257  # the end-of-text token and 256 bytes
@@ -139,12 +140,11 @@ def pre_tokenizer_of(split: str) -> pre_tokenizers.PreTokenizer:
 
 def _stand_ins() -> list[str]:
     """The characters that stand for the bytes, in the order of their ids."""
-    return sorted(pre_tokenizers.ByteLevel.alphabet())
+    return sorted(BYTE_OF_CHARACTER)
 
 
 def _ids_of_bytes() -> np.ndarray:
     """int32[256]: byte -> id."""
-    byte_of = byte_of_character()
     ids = np.empty(256, np.int32)
-    ids[[byte_of[character] for character in _stand_ins()]] = 1 + np.arange(256)
+    ids[[BYTE_OF_CHARACTER[character] for character in _stand_ins()]] = 1 + np.arange(256)
     return ids

@@ -13,8 +13,8 @@ import pyarrow as pa
 from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import learn_merges
 from seqmill.tokenizers_ext.merging.text import text_of
-from seqmill.tokenizers_ext.pieces import pieces_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
+from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 from seqmill.tokenizers_ext.training.bpe import grow, tokenizer_json
 
 RULE = "superword"
@@ -47,7 +47,7 @@ def add_superwords(
 
 def _tokens_of(encoder: SubwordEncoder, batches: Iterable[pa.Array], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Base ids of whole batches, about `most` of them, and the stretches of words that they form."""
-    pieces = pieces_of(encoder)
+    pieces = bytes_of_ids(encoder)
     ids, segments = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     tokens, stretches = 0, 0
     for texts in batches:
