@@ -35,7 +35,7 @@ class LocalExecutor:
             yield from map(call, arguments)
             return
         if self._pool is None:  # its processes start one by one as there is work for them
-            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_end_with_parent)
+            self._pool = ProcessPoolExecutor(self.workers, get_context("spawn"), initializer=_begin_worker)
         waiting = deque(arguments)
         running: set[Future[Record]] = set()
         try:
@@ -57,8 +57,10 @@ class LocalExecutor:
             self._pool = None
 
 
-def _end_with_parent() -> None:
-    """End this worker when the process that started it is killed, so that no orphan writes into a later run."""
+def _begin_worker() -> None:
+    """One core for this worker, and its end when the process that started it is killed: no orphan writes into a later
+    run."""
+    _use_one_core()
 
     def watch() -> None:
         parent = parent_process()
@@ -67,6 +69,16 @@ def _end_with_parent() -> None:
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+def _use_one_core() -> None:
+    """Native libraries start a thread a core when they first work; beside other workers that is too many."""
+    os.environ.setdefault("RAYON_NUM_THREADS", "1")  # tokenizers and gigatoken
+
+
+def _call_on_one_core(call: Callable[[Any], Record], argument: Any) -> Record:
+    _use_one_core()
+    return call(argument)
 
 
 @dataclass(frozen=True)
@@ -81,12 +93,12 @@ class RayExecutor:
         if not arguments:
             return
         ray = self._connect()
-        remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(call)
+        remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call_on_one_core)
         waiting = deque(arguments)
         running: list[Any] = []
         while waiting or running:
             while waiting and len(running) < self.workers * IN_FLIGHT_PER_WORKER:
-                running.append(remote.remote(waiting.popleft()))
+                running.append(remote.remote(call, waiting.popleft()))
             finished, running = ray.wait(running)
             try:
                 yield from ray.get(finished)

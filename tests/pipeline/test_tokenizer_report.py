@@ -19,9 +19,9 @@ from seqmill.manifest import OutputFile, write_manifest
 from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.records import Fields, document_schema
+from seqmill.pipeline.sampling import drawn
 from seqmill.pipeline.tokenizer_page import print_report, write_page
 from seqmill.pipeline.tokenizer_report import NO_GROUP, ReportConfig, tokenizer_report
-from seqmill.pipeline.train_tokenizer import sample_by_id
 from seqmill.storage import read_arrow, write_arrow
 from seqmill.tokenizers_ext import KmerConfig, save_byte, save_kmer, save_subword, train_bpe
 
@@ -218,7 +218,7 @@ def test_a_sample_holds_the_documents_that_their_ids_choose(folder: Path, tmp_pa
         len(text.encode())
         for table in map(read_arrow, parts)
         for text, taken in zip(
-            table["text"].to_pylist(), sample_by_id(table["doc_id"].to_numpy(), 8000 / total, 0), strict=True
+            table["text"].to_pylist(), drawn(table["doc_id"].to_numpy(), 8000 / total, 0), strict=True
         )
         if taken
     ]
