@@ -31,7 +31,19 @@ from seqmill.pipeline.execution import (
 from seqmill.pipeline.sampling import drawn, source_shares
 from seqmill.pipeline.settings import build
 from seqmill.storage import read_arrow, read_json, write_arrow
-from seqmill.tokenizers_ext import Encoder, KmerConfig, copy_artifact, load, save_byte, save_kmer, save_subword
+from seqmill.tokenizers_ext import (
+    Encoder,
+    KmerConfig,
+    copy_artifact,
+    id_type,
+    load,
+    save_byte,
+    save_kmer,
+    save_merged,
+    save_subword,
+)
+from seqmill.tokenizers_ext.artifact import DESCRIPTION, MERGES
+from seqmill.tokenizers_ext.merging import MergeConfig, learn_table
 from seqmill.tokenizers_ext.training import BpeConfig, WordCounts, add_superwords, bpe_from_counts, train_unigram
 from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES, check_vocab_size
 from seqmill.tokenizers_ext.training.word_counts import LONGEST_WORD
@@ -39,16 +51,29 @@ from seqmill.tokenizers_ext.training.word_counts import SCHEMA as COUNTS_SCHEMA
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("bpe", "unigram", "byte", "kmer")
+KINDS = ("bpe", "unigram", "merged", "byte", "kmer")
 MB = 1_000_000
 LEAST_MEMORY_MB = 64
+
+
+@dataclass(frozen=True)
+class MergedConfig:
+    """`[tokenizer.merged]`: merges of frequent neighbours on top of a tokenizer that exists."""
+
+    base: str | None = None  # the tokenizer whose ids are merged: an artifact, or any file that [tokenizer] path takes
+    merges: int = 10_000  # ids more
+    rule: str = "word"  # what a merged id may cover: a pre-token (gpt2, cl100k, qwen2), "word", "superword" or "none"
+    min_count: int = 2  # a pair that occurs less often is not merged
+
+    def __post_init__(self) -> None:
+        MergeConfig(self.merges, "batch", self.rule, self.min_count)
 
 
 @dataclass(frozen=True)
 class TokenizerConfig:
     """`[tokenizer]`: how to get a tokenizer."""
 
-    kind: str = "bpe"  # "bpe" or "unigram": learned from the documents; "byte": bytes as ids; "kmer": DNA
+    kind: str = "bpe"  # "bpe", "unigram", "merged": learned from the documents; "byte": bytes as ids; "kmer": DNA
     vocab_size: int = 32_768  # ids, the end-of-text id included; for kinds "bpe" and "unigram"
     sample_bytes: int = 1_000_000_000  # text to train on at most; documents are drawn by a hash of their id
     source_alpha: float = 1.0  # a source of b bytes gets a part of the sample proportional to b ** source_alpha
@@ -56,6 +81,7 @@ class TokenizerConfig:
     seed: int = 0  # of the sample
     memory_mb: int = 2048  # for counting words and merging them; over it the rarest words are forgotten and counted
     bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"; its split also for "unigram"
+    merged: MergedConfig = field(default_factory=MergedConfig)  # for kind "merged"
     kmer: KmerConfig = field(default_factory=KmerConfig)  # for kind "kmer"
 
     def __post_init__(self) -> None:
@@ -68,6 +94,8 @@ class TokenizerConfig:
                 f"tokenizer.bpe.superwords_from = {self.bpe.superwords_from} is above tokenizer.vocab_size = "
                 f"{self.vocab_size}: no id would be left for a super-word"
             )
+        if self.kind == "merged" and not self.merged.base:
+            raise UserError("tokenizer.kind = 'merged' needs tokenizer.merged.base: the tokenizer whose ids are merged")
         if self.seed < 0:
             raise UserError(f"tokenizer.seed = {self.seed}: 0 or more is needed")
         if self.sample_bytes < 1:
@@ -106,10 +134,12 @@ def _learn(documents: Path, config: TokenizerConfig, out: Path, executor: Execut
     parts = part_references(documents, manifest)
     measured = [Unit(f"sources-{part}", {"documents": file}) for part, file in parts.items()]
     records = run_units("measure sources", measure_sources, measured, out, executor, progress)
-    shares = source_shares(
-        _added(record.stats["sources"] for record in records), config.sample_bytes, config.source_alpha
-    )
-    shared = {"shares": shares, "config": asdict(config)}
+    sizes = _added(record.stats["sources"] for record in records)
+    shares = source_shares(sizes, config.sample_bytes, config.source_alpha)
+    sampled = min(config.sample_bytes, sum(sizes.values()))
+    shared = {"shares": shares, "sample_bytes": sampled, "config": asdict(config)}
+    if config.kind == "merged":
+        shared["base"] = load(Path(config.merged.base or "")).fingerprint
     last = Unit("tokenizer", {"parts": parts, **shared})
     if all_done("train tokenizer", [last], out):  # the counts it was made from need not exist any more
         return
@@ -146,16 +176,39 @@ def count_words(payload: Mapping[str, Any], out: Path) -> UnitResult:
 def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Make a vocabulary and write the artifact."""
     config = build(TokenizerConfig, payload["config"])
+    if config.kind == "merged":
+        return _learn_merges(payload, config, out)
     learned = _bpe(payload, config, out) if config.kind == "bpe" else _unigram(payload, config)
-    if not learned.built_from["sample"]["documents"]:
-        raise UserError(
-            "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
-        )
+    _require_documents(learned.built_from["sample"])
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "seed": config.seed}
     if config.source_alpha != 1:
         settings |= {"source_alpha": config.source_alpha, "shares": payload["shares"]}
     save_subword(out, learned.tokenizer_json, {"algorithm": config.kind, **learned.built_from, **settings})
     return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, learned.built_from)
+
+
+def _learn_merges(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> UnitResult:
+    """Learn a merge table on the ids of the sample, as much of it as the memory holds, and write the artifact."""
+    base = Path(config.merged.base or "")
+    encoder = load(base)
+    most = config.memory_mb * MB // TRAINING_BYTES
+    sample = Sample(_shares_for(payload["shares"], payload["sample_bytes"], most), config.seed)
+    ids = [pa.array([], pa.list_(id_type(encoder.vocab_size)))]
+    for file in payload["parts"].values():
+        ids += [encoder.encode(texts) for texts in sample.of(file)]
+    _require_documents(sample.figures())
+    settings = MergeConfig(config.merged.merges, "batch", config.merged.rule, config.merged.min_count)
+    table = learn_table(encoder, pa.concat_arrays(ids), settings)
+    figures = {"sample": sample.figures(), **asdict(config.merged), "base": base.name, "seed": config.seed}
+    save_merged(out, base, table, {"algorithm": "merged", **figures})
+    return UnitResult({MERGES: len(table), DESCRIPTION: 1}, figures)
+
+
+def _require_documents(sample: Mapping[str, int]) -> None:
+    if not sample["documents"]:
+        raise UserError(
+            "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
+        )
 
 
 @dataclass(frozen=True)

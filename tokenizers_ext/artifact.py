@@ -2,6 +2,7 @@
 
 DIR/seqmill.json       format_version, kind, vocab_size, special_ids, settings, sha256 of each file, built_from
 DIR/tokenizer.json     for kind "subword": the Hugging Face format
+DIR/merges.arrow       for kind "merged": what merged ids stand for, and DIR/base/ the artifact they stand on
 """
 
 import hashlib
@@ -14,17 +15,20 @@ from typing import Any
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.storage import FORMAT_VERSION, atomic_path, read_json, write_json
+from seqmill.storage import FORMAT_VERSION, atomic_path, read_arrow, read_json, write_arrow, write_json
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
 from seqmill.tokenizers_ext.formats import read_tokenizer_file
 from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
+from seqmill.tokenizers_ext.merging import MergedEncoder, MergeTable
 from seqmill.tokenizers_ext.subword import SubwordEncoder, load_tokenizer_file
 
 logger = logging.getLogger(__name__)
 
 DESCRIPTION = "seqmill.json"
 TOKENIZER_JSON = "tokenizer.json"
+MERGES = "merges.arrow"
+BASE = "base"
 _warned_of: set[Path] = set()  # lossy tokenizers that this process has said it of
 
 ROUND_TRIP_SAMPLE = (
@@ -59,6 +63,17 @@ def save_kmer(folder: Path, config: KmerConfig) -> Encoder:
     """Write the artifact of a k-mer tokenizer and return its encoder."""
     encoder = KmerEncoder(config)
     _describe(folder, encoder, {}, {}, asdict(config))
+    return encoder
+
+
+def save_merged(folder: Path, base: Path, table: MergeTable, built_from: Mapping[str, Any]) -> Encoder:
+    """Write the artifact of a merge table on top of the tokenizer at `base` and return its encoder."""
+    copy_artifact(base, folder / BASE)
+    encoder = MergedEncoder(_load(folder / BASE, parse_special=False), table)
+    batch = table.to_arrow()
+    write_arrow(folder / MERGES, batch.schema, [batch])
+    names = [MERGES, *(f"{BASE}/{name}" for name in [DESCRIPTION, *_description_of(folder / BASE)["sha256"]])]
+    _describe(folder, encoder, {name: (folder / name).read_bytes() for name in names}, built_from)
     return encoder
 
 
@@ -114,12 +129,19 @@ def _open(path: Path, described: Mapping[str, Any], parse_special: bool) -> Enco
         ),
         "byte": ByteEncoder,
         "kmer": lambda: KmerEncoder(KmerConfig(**described["settings"])),
+        "merged": lambda: MergedEncoder(_load(path / BASE, parse_special), _merge_table(path / MERGES)),
     }
     if described["kind"] not in factories:
         raise UserError(
             f"{path}: unknown tokenizer kind {described['kind']!r}; this seqmill reads {', '.join(factories)}"
         )
     return factories[described["kind"]]()
+
+
+def _merge_table(path: Path) -> MergeTable:
+    table = read_arrow(path).combine_chunks()
+    batches = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+    return MergeTable.from_arrow(batches[0])
 
 
 def _describe(

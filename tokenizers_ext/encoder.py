@@ -16,7 +16,7 @@ class Encoder(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "subword", "byte" or "kmer"."""
+        """ "subword", "byte", "kmer" or "merged"."""
         ...
 
     @property

@@ -13,9 +13,9 @@ from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.sampling import source_shares
-from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
+from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig, train_tokenizer
 from seqmill.storage import read_arrow
-from seqmill.tokenizers_ext import BpeConfig, train_bpe
+from seqmill.tokenizers_ext import BpeConfig, load, train_bpe
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 FILES = ("tokenizer.json", "seqmill.json")
@@ -115,6 +115,23 @@ def test_a_small_source_can_be_lifted_in_the_sample(train: Callable[..., dict[st
     assert shares == pytest.approx(source_shares(sizes, 150_000, 0.0))
     assert min(shares.values()) < 0.9 * max(shares.values())
     assert "shares" not in built_from(1.0)
+
+
+def test_merges_are_learned_on_top_of_a_tokenizer_that_exists(
+    train: Callable[..., dict[str, bytes]], documents: Path, tmp_path: Path
+) -> None:
+    train("base", vocab_size=600)
+    executor = LocalExecutor(1)
+    merged = MergedConfig(str(tmp_path / "base"), 200, "word")
+    config = TokenizerConfig(kind="merged", merged=merged)
+    encoder = train_tokenizer(documents, config, tmp_path / "merged", executor, Silent())
+    texts = pa.concat_arrays([chunk for column in texts_of(documents) for chunk in column.chunks])
+    base = load(tmp_path / "base")
+    assert encoder.vocab_size == 800
+    assert len(encoder.encode(texts).flatten()) < 0.92 * len(base.encode(texts).flatten())
+    assert encoder.decode(encoder.encode(texts)).equals(texts.cast(pa.large_binary()))
+    with pytest.raises(UserError, match="needs tokenizer"):
+        TokenizerConfig(kind="merged")
 
 
 def test_words_that_do_not_fit_the_memory_are_left_out_and_said(

@@ -9,5 +9,15 @@ from seqmill.tokenizers_ext.merging.batch import (
     learn_table,
     merge_batch,
 )
+from seqmill.tokenizers_ext.merging.encoder import MergedEncoder
 
-__all__ = ["MergeConfig", "MergeTable", "MergedBatch", "apply_table", "expand", "learn_table", "merge_batch"]
+__all__ = [
+    "MergeConfig",
+    "MergeTable",
+    "MergedBatch",
+    "MergedEncoder",
+    "apply_table",
+    "expand",
+    "learn_table",
+    "merge_batch",
+]

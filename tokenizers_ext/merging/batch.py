@@ -9,6 +9,7 @@ embedding for it and every row expands to its base ids again.
     apply_table(encoder, ids, table)                              ... give a row the same ids in every batch
 """
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import numba
@@ -24,6 +25,7 @@ from seqmill.tokenizers_ext.splitting import PATTERNS
 from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
 SCOPES = ("sample", "batch")
+TOKENS_AT_ONCE = 1 << 21  # that a table is applied to, unless one segment is longer: 40 bytes each while it is
 TABLE_SCHEMA = pa.schema({"id": pa.uint32(), "left": pa.uint32(), "right": pa.uint32(), "base": pa.list_(pa.uint32())})
 
 
@@ -161,9 +163,32 @@ def apply_table(encoder: Encoder, ids: pa.ListArray, table: MergeTable) -> pa.Li
             f"{encoder.fingerprint[:12]}...: learn a table for this tokenizer"
         )
     rows = _Rows.of(encoder, ids, table.rule)
-    text = rows.text()
-    apply_merges(text, table.left, table.right, table.base_vocab)
-    return _as_lists(text, rows.offsets, table)
+    merged, offsets, done = [np.empty(0, np.int32)], [np.zeros(1, np.int64)], 0
+    for start, stop in _stretches(rows.segments, TOKENS_AT_ONCE):
+        text = text_of(rows.ids[start:stop], rows.segments[start:stop] - rows.segments[start], _once(stop - start))
+        apply_merges(text, table.left, table.right, table.base_vocab)
+        ends_here = rows.offsets[(rows.offsets > start) & (rows.offsets <= stop)] - start
+        kept, ends = remaining(text, np.concatenate([[0], ends_here, [stop - start]]))
+        merged.append(kept)
+        offsets.append(done + ends[1:-1])
+        done += len(kept)
+    empty_first = np.zeros(len(rows.offsets) - 1 - sum(len(part) for part in offsets[1:]), np.int64)
+    return list_array(np.concatenate([offsets[0], empty_first, *offsets[1:]]), np.concatenate(merged), table.vocab_size)
+
+
+def _once(segments: int) -> np.ndarray:
+    """Weights of segments that occur once each."""
+    return np.ones(segments, np.int64)
+
+
+def _stretches(segments: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
+    """Cut tokens into parts of about `most` between segments, which do not know of one another."""
+    start = 0
+    while start < len(segments):
+        stop = min(start + most, len(segments))
+        stop = int(np.searchsorted(segments, segments[stop - 1], "right"))
+        yield start, stop
+        start = stop
 
 
 def expand(ids: pa.ListArray, table: MergeTable) -> pa.ListArray:
@@ -193,7 +218,7 @@ class _Rows:
         return cls(values, offsets, segments_of(values, offsets, bytes_of_ids(encoder), rule))
 
     def text(self) -> Text:
-        return text_of(self.ids, self.segments, np.ones(len(self.ids), np.int64))
+        return text_of(self.ids, self.segments, _once(len(self.ids)))
 
     def row(self, number: int) -> "_Rows":
         start, stop = self.offsets[number : number + 2]

@@ -13,7 +13,7 @@ app = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mod
 def tokenizer_train(
     inputs: Inputs,
     out: Out,
-    kind: Annotated[str, typer.Option(help="bpe, unigram, byte or kmer.")] = "bpe",
+    kind: Annotated[str, typer.Option(help="bpe, unigram, merged, byte or kmer.")] = "bpe",
     vocab_size: Annotated[int, typer.Option(help="Ids to learn, the end-of-text id included.")] = 32_768,
     split: Annotated[str, typer.Option(help="What no token crosses: gpt2, cl100k, qwen2 or word.")] = "gpt2",
     objective: Annotated[
@@ -28,6 +28,9 @@ def tokenizer_train(
         float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
     ] = 1.0,
     memory_mb: Annotated[int, typer.Option(help="Memory for learning; over it rare words are left out.")] = 2048,
+    base: Annotated[str | None, typer.Option(help="Tokenizer whose ids are merged further, for kind merged.")] = None,
+    merges: Annotated[int, typer.Option(help="Ids that kind merged adds.")] = 10_000,
+    rule: Annotated[str, typer.Option(help="What a merged id may cover: gpt2, word, superword or none.")] = "word",
     k: Annotated[int, typer.Option("--k", help="Bases of a k-mer.")] = 6,
     stride: Annotated[int | None, typer.Option(help="Bases from one k-mer to the next; default: k.")] = None,
     frame: Annotated[int, typer.Option(help="Where k-mers begin, modulo the stride.")] = 0,
@@ -41,7 +44,7 @@ def tokenizer_train(
 ) -> None:
     """Learn a vocabulary from documents."""
     from seqmill.manifest import open_manifest
-    from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
+    from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig, train_tokenizer
     from seqmill.tokenizers_ext import BpeConfig, KmerConfig
 
     config = TokenizerConfig(
@@ -51,6 +54,7 @@ def tokenizer_train(
         source_alpha=source_alpha,
         memory_mb=memory_mb,
         bpe=BpeConfig(split, objective, min_count, superwords_from=superwords_from),
+        merged=MergedConfig(base, merges, rule, max(2, min_count)),
         kmer=KmerConfig(k, stride, frame, remainder, reverse_complement),
     )
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
