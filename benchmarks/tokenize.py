@@ -6,6 +6,7 @@
     foreign  the model that sentencepiece trains on the corpus
     kmers    DNA in k-mers of 6 and 12 bases, one core
     train    a byte-level BPE of 32,000 ids: seconds, and memory of the process
+    merging  what merging a batch of 32 x 512 ids costs beside encoding it
 
 Cold is the first call after loading, warm the best of later ones; MB are 10^6 bytes of UTF-8 text. seqmill reads
 an Arrow column and returns one, gigatoken does so with awkward arrays, all others read and return Python lists. No rate
@@ -25,6 +26,7 @@ from seqmill.storage import read_json
 from seqmill.tokenizers_ext import KmerConfig, copy_artifact, save_kmer, save_subword
 
 from .support import corpus
+from .support.merging import merging_rows
 from .support.peers import TOKENIZERS, Answer, PeerError, System, installed, ours
 from .support.rows import Row, row
 
@@ -212,6 +214,11 @@ def _train(bench: Bench) -> Iterator[Row]:
             yield row(f"{case}, peak memory", name, answer.cost.peak_bytes / 1e6, "MB", False)
 
 
+def _merging(bench: Bench) -> Iterator[Row]:
+    """Milliseconds of a batch of ids, in this process."""
+    yield from merging_rows(bench.texts, bench.trained())
+
+
 def _merges(answer: Answer) -> Any:
     return read_json(answer.folder / "tokenizer.json")["model"]["merges"]
 
@@ -279,7 +286,6 @@ def dna_documents(fasta: Path | None) -> Texts:
     return found
 
 
-# Dynamic merging joins here: a function of a Bench that yields rows, for what merging adds to encoding a batch.
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "encode": _encode,
     "short": _short,
@@ -287,4 +293,5 @@ CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {
     "foreign": _foreign,
     "kmers": _kmers,
     "train": _train,
+    "merging": _merging,
 }

@@ -156,7 +156,8 @@ def test_the_further_tables_shown_run_with_the_data_of_the_demo(
 
 def test_the_python_examples_run(demo: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(workplace)
-    streaming, generating = blocks("python")
+    merging, streaming, generating = blocks("python")
+    exec(merging, {})
     names: dict[str, Any] = {}
     exec(streaming, names)
     assert names["batch"]["input_ids"].shape == names["batch"]["targets"].shape
