@@ -115,6 +115,24 @@ class KmerEncoder:
             pa.large_binary(), len(ids), [None, pa.py_buffer(offsets), pa.py_buffer(data)]
         )
 
+    def bytes_added(self, ids: pa.ListArray) -> pa.ListArray:
+        """How many bytes of its document each id stands for, list<uint8>: they add up to the document.
+
+        A k-mer that was filled up counts its own bases, its mark none; one that overlaps the k-mer before it, the bases
+        behind that. A loss can be weighted by them, so that filling is not learned, or divided by them to be one of
+        bases.
+
+        Raises:
+            UserError: an id lies outside the vocabulary.
+        """
+        values = ids.flatten().to_numpy()
+        if len(values) and values.max() >= self.vocab_size:
+            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
+        ends = np.concatenate([[0], np.cumsum(np.diff(ids.offsets.to_numpy()), dtype=np.int64)])
+        added = np.zeros(len(values), np.uint8)
+        _bytes_added(values, ends, self.config.k, self.config.step, FIRST_MARK, self.config.first_kmer, added)
+        return pa.ListArray.from_arrays(pa.array(ends.astype(np.int32)), pa.array(added))
+
 
 @cache
 def _digits() -> np.ndarray:
@@ -226,6 +244,26 @@ def _decode(
             after_kmer = False
         offsets[d + 1] = out
     return offsets, data[:out].copy()
+
+
+@numba.njit(nogil=True, cache=True)
+def _bytes_added(
+    ids: np.ndarray, ends: np.ndarray, k: int, step: int, first_mark: int, first_kmer: int, added: np.ndarray
+) -> None:
+    for d in range(len(ends) - 1):
+        after_kmer = False
+        for t in range(ends[d], ends[d + 1]):
+            id_ = np.int64(ids[t])
+            if id_ >= first_kmer:
+                added[t] = step if after_kmer else k
+                after_kmer = True
+                continue
+            if id_ >= first_mark:
+                if after_kmer:
+                    added[t - 1] = id_ - first_mark + 1
+            elif id_ < BYTE_VALUES:
+                added[t] = 1
+            after_kmer = False
 
 
 def _other_strand(offsets: np.ndarray, data: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -122,3 +122,22 @@ def test_an_artifact_keeps_its_settings(tmp_path: Path) -> None:
 def test_impossible_settings_are_refused(settings: dict[str, object], message: str) -> None:
     with pytest.raises(UserError, match=message):
         KmerConfig(**settings)  # type: ignore[arg-type]
+
+
+@settings(max_examples=200, deadline=None)
+@given(documents=st.lists(DNA, max_size=4), config=CONFIGS)
+def test_the_bytes_that_ids_stand_for_add_up_to_the_document(documents: list[bytes], config: KmerConfig) -> None:
+    encoder = KmerEncoder(config)
+    ids = encoder.encode(pa.array(documents, pa.large_binary()))
+    added = encoder.bytes_added(ids).to_pylist()
+    assert [len(row) for row in added] == [len(row) for row in ids.to_pylist()]
+    assert [sum(row) for row in added] == [len(document) for document in documents]
+    for row, counts in zip(ids.to_pylist(), added, strict=True):
+        for id_, count in zip(row, counts, strict=True):
+            assert (count == 0) == (FIRST_MARK <= id_ < config.first_kmer)
+
+
+def test_a_filled_up_k_mer_counts_its_own_bases() -> None:
+    encoder = KmerEncoder(KmerConfig(3, remainder="pad"))
+    ids = encoder.encode(pa.array([b"ACGTACGTN"]))
+    assert encoder.bytes_added(ids).to_pylist() == [[3, 3, 2, 0, 1]]
