@@ -22,15 +22,14 @@ from tokenizers import Tokenizer
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.encoder import offsets_and_bytes
 from seqmill.tokenizers_ext.gather import binary_array
-from seqmill.tokenizers_ext.tiktoken_ranks import CL100K_PATTERN, O200K_PATTERN
+from seqmill.tokenizers_ext.patterns import CL100K_PATTERN, O200K_PATTERN, QWEN2_PATTERN
 from seqmill.tokenizers_ext.tokenizer_json import Description
 from seqmill.tokenizers_ext.torture import torture_sample
 
 logger = logging.getLogger(__name__)
 
-QWEN_PATTERN = CL100K_PATTERN.replace(r"\p{N}{1,3}", r"\p{N}")
 # In these no match holds a letter and a line break behind it, and none looks from one to the other.
-LINE_PATTERNS = (CL100K_PATTERN, O200K_PATTERN, QWEN_PATTERN)
+LINE_PATTERNS = (CL100K_PATTERN, O200K_PATTERN, QWEN2_PATTERN)
 LINE_BREAK = re.compile(rb"[A-Za-z](?=\n)")
 CACHE_PER_BYTE = 6  # bytes: the most that a byte of text added to gigatoken's caches, measured on random words
 

@@ -12,21 +12,20 @@ import numpy as np
 from tokenizers import Regex, pre_tokenizers
 
 from seqmill.errors import UserError
+from seqmill.tokenizers_ext.patterns import (
+    CL100K_PATTERN,
+    GPT2_PATTERN,
+    QWEN2_PATTERN,
+    SUPERWORD_PATTERN,
+    WORD_PATTERN,
+)
 
-CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 PATTERNS = {
-    # GPT-2: words, numbers and other signs, each with one space before it
-    "gpt2": rf"{CONTRACTIONS}| ?\p{{L}}+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+",
-    # GPT-4 and Llama 3: any one sign before a word, at most three digits, line ends after signs
-    "cl100k": rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}{{1,3}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # Qwen 2 and 3: as GPT-4, every digit alone
-    "qwen2": rf"(?i:{CONTRACTIONS})|[^\r\n\p{{L}}\p{{N}}]?\p{{L}}+|\p{{N}}| ?[^\s\p{{L}}\p{{N}}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+",
-    # what lies between white space
-    "word": r" ?\S+|\s+(?!\S)|\s+",
-    # as GPT-2, but words that follow one another stay together: room for super-words (SuperBPE)
-    "superword": rf"{CONTRACTIONS}|(?: ?\p{{L}}+)+| ?\p{{N}}+| ?[^\s\p{{L}}\p{{N}}]+|\s+(?!\S)|\s+",
+    "gpt2": GPT2_PATTERN,
+    "cl100k": CL100K_PATTERN,
+    "qwen2": QWEN2_PATTERN,
+    "word": WORD_PATTERN,
+    "superword": SUPERWORD_PATTERN,
 }
 RULES = {name: number for number, name in enumerate(PATTERNS)}
 GPT2, CL100K, QWEN2, WORD, SUPERWORD = range(5)

@@ -73,7 +73,7 @@ def test_long_documents_are_cut_at_line_ends_and_gigatoken_is_built_anew(
         built.append(1)
         renew(self)
 
-    encoder = SubwordEncoder(tokenizer_json, limits=Limits(call_bytes=4096, look_bytes=20_000, cache_bytes=-1))
+    encoder = SubwordEncoder(tokenizer_json, limits=Limits(call_bytes=4096, look_bytes=20_000, cache_bytes=-(1 << 60)))
     monkeypatch.setattr(NativeEngine, "encode", seen)
     monkeypatch.setattr(NativeEngine, "_renew", renewed)
     document = "The quick brown fox\n  jumps over the lazy dog\n" * 4000
