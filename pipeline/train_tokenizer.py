@@ -1,7 +1,8 @@
 """The tokenizer stage: learn a vocabulary from a sample of the documents, or put a given tokenizer in place.
 
-A BPE is learned in units: words are counted part by part, by any number of workers, and one last unit adds the counts
-up and merges. What is needed twice (super-words) or at once (Unigram) is read again by that last unit.
+A BPE or Unigram vocabulary is learned in units: words are counted part by part, by any number of workers, and one last
+unit adds the counts up and learns from them. What needs whole documents (super-words, merges on top of a tokenizer) is
+read again by that last unit.
 """
 
 import logging
@@ -44,14 +45,22 @@ from seqmill.tokenizers_ext import (
 )
 from seqmill.tokenizers_ext.artifact import DESCRIPTION, MERGES
 from seqmill.tokenizers_ext.merging import MergeConfig, learn_table
-from seqmill.tokenizers_ext.training import BpeConfig, WordCounts, add_superwords, bpe_from_counts, train_unigram
+from seqmill.tokenizers_ext.training import (
+    BpeConfig,
+    UnigramConfig,
+    WordCounts,
+    add_superwords,
+    bpe_from_counts,
+    train_unigram,
+)
 from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES, check_vocab_size
 from seqmill.tokenizers_ext.training.word_counts import LONGEST_WORD
 from seqmill.tokenizers_ext.training.word_counts import SCHEMA as COUNTS_SCHEMA
 
 logger = logging.getLogger(__name__)
 
-KINDS = ("bpe", "unigram", "merged", "byte", "kmer")
+FROM_WORDS = ("bpe", "unigram")  # kinds that are learned from counted words
+KINDS = (*FROM_WORDS, "merged", "byte", "kmer")
 MB = 1_000_000
 LEAST_MEMORY_MB = 64
 
@@ -79,15 +88,16 @@ class TokenizerConfig:
     source_alpha: float = 1.0  # a source of b bytes gets a part of the sample proportional to b ** source_alpha
     path: str | None = None  # use this artifact, tokenizer.json, rank file or sentencepiece model and train nothing
     seed: int = 0  # of the sample
-    memory_mb: int = 2048  # for counting words and merging them; over it the rarest words are forgotten and counted
-    bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"; its split also for "unigram"
+    memory_mb: int = 2048  # for counting words and learning; over it the rarest words are forgotten and counted
+    bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"
+    unigram: UnigramConfig = field(default_factory=UnigramConfig)  # for kind "unigram"
     merged: MergedConfig = field(default_factory=MergedConfig)  # for kind "merged"
     kmer: KmerConfig = field(default_factory=KmerConfig)  # for kind "kmer"
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
             raise UserError(f"tokenizer.kind = {self.kind!r}: choose one of {', '.join(KINDS)}")
-        if self.kind in ("bpe", "unigram"):
+        if self.kind in FROM_WORDS:
             check_vocab_size(self.vocab_size)
         if self.kind == "bpe" and (self.bpe.superwords_from or 0) > self.vocab_size:
             raise UserError(
@@ -144,7 +154,7 @@ def _learn(documents: Path, config: TokenizerConfig, out: Path, executor: Execut
     if all_done("train tokenizer", [last], out):  # the counts it was made from need not exist any more
         return
     counted = [Unit(f"words-{part}", {"part": part, "documents": file, **shared}) for part, file in parts.items()]
-    if config.kind == "bpe":
+    if config.kind in FROM_WORDS:
         run_units("count words", count_words, counted, out, executor, progress)
     run_units("train tokenizer", learn_vocabulary, [last], out, executor, progress)
     for left_over in (out / STATE_FOLDER).glob("words-*"):
@@ -164,9 +174,10 @@ def count_words(payload: Mapping[str, Any], out: Path) -> UnitResult:
     """Count the words of the sampled documents of one part."""
     config = build(TokenizerConfig, payload["config"])
     words = WordCounts(config.memory_mb * MB)
+    split = config.unigram.split if config.kind == "unigram" else config.bpe.split
     sample = Sample(payload["shares"], config.seed)
     for texts in sample.of(payload["documents"]):
-        words.add_texts(texts, config.bpe.split)
+        words.add_texts(texts, split)
     name = f"{STATE_FOLDER}/words-{payload['part']}.arrow"
     write_arrow(out / name, COUNTS_SCHEMA, words.batches())
     figures = {"forgotten": words.forgotten, "floor": words.floor, "too_long": words.too_long}
@@ -178,13 +189,20 @@ def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
     config = build(TokenizerConfig, payload["config"])
     if config.kind == "merged":
         return _learn_merges(payload, config, out)
-    learned = _bpe(payload, config, out) if config.kind == "bpe" else _unigram(payload, config)
-    _require_documents(learned.built_from["sample"])
+    words, figures = _added_words(payload, config, out)
+    if config.kind == "unigram":
+        tokenizer_json = train_unigram(words, config.vocab_size, config.unigram)
+    else:
+        tokenizer_json = bpe_from_counts(words, config.bpe.superwords_from or config.vocab_size, config.bpe)
+    del words
+    if config.kind == "bpe" and config.bpe.superwords_from:
+        sampled = figures["sample"]["bytes"]
+        tokenizer_json, figures["superword_sample"] = _with_superwords(tokenizer_json, payload, config, sampled)
     settings: dict[str, Any] = {"vocab_size": config.vocab_size, "seed": config.seed}
     if config.source_alpha != 1:
         settings |= {"source_alpha": config.source_alpha, "shares": payload["shares"]}
-    save_subword(out, learned.tokenizer_json, {"algorithm": config.kind, **learned.built_from, **settings})
-    return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, learned.built_from)
+    save_subword(out, tokenizer_json, {"algorithm": config.kind, **figures, **settings})
+    return UnitResult({"tokenizer.json": 1, "seqmill.json": 1}, figures)
 
 
 def _learn_merges(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> UnitResult:
@@ -209,14 +227,6 @@ def _require_documents(sample: Mapping[str, int]) -> None:
         raise UserError(
             "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
         )
-
-
-@dataclass(frozen=True)
-class Learned:
-    """A vocabulary, and what `seqmill.json` says of how it was made."""
-
-    tokenizer_json: bytes
-    built_from: Mapping[str, Any]
 
 
 @dataclass
@@ -245,8 +255,12 @@ class Sample:
         return {"documents": self.documents, "bytes": self.bytes}
 
 
-def _bpe(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> Learned:
-    """Add up the counts of all parts, merge, and lift the rule of words where that is asked for."""
+def _added_words(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> tuple[WordCounts, dict[str, Any]]:
+    """The counts of all parts added up, and what `seqmill.json` says of them.
+
+    Raises:
+        UserError: there is no document, or none with a word.
+    """
     words = WordCounts(config.memory_mb * MB, TRAINING_BYTES)
     stats = []
     for part in payload["parts"]:
@@ -258,8 +272,9 @@ def _bpe(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> Lear
         "words": len(words),
         "words_too_long": sum(stat["too_long"] for stat in stats),
         "occurrences_forgotten": words.forgotten + sum(stat["forgotten"] for stat in stats),
-        "bpe": payload["config"]["bpe"],
+        config.kind: payload["config"][config.kind],
     }
+    _require_documents(figures["sample"])
     if not len(words) and figures["words_too_long"]:
         raise UserError(
             f"every one of the {figures['words_too_long']} pre-tokens is longer than {LONGEST_WORD} bytes: text "
@@ -272,29 +287,24 @@ def _bpe(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> Lear
             config.memory_mb,
             figures["occurrences_forgotten"],
         )
-    superwords_from = config.bpe.superwords_from
-    tokenizer_json = bpe_from_counts(words, superwords_from or config.vocab_size, config.bpe)
-    if superwords_from:
-        del words
-        most = config.memory_mb * MB // TRAINING_BYTES
-        sample = Sample(_shares_for(payload["shares"], figures["sample"]["bytes"], most), config.seed)
-        texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
-        tokenizer_json = add_superwords(tokenizer_json, texts, config.vocab_size, most, max(2, config.bpe.min_count))
-        figures["superword_sample"] = sample.figures()
-    return Learned(tokenizer_json, figures)
+    return words, figures
+
+
+def _with_superwords(
+    base: bytes, payload: Mapping[str, Any], config: TokenizerConfig, sample_bytes: int
+) -> tuple[bytes, dict[str, int]]:
+    """Lift the rule of words: the longer `tokenizer.json`, and what it was learned from."""
+    most = config.memory_mb * MB // TRAINING_BYTES
+    sample = Sample(_shares_for(payload["shares"], sample_bytes, most), config.seed)
+    texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
+    longer = add_superwords(base, texts, config.vocab_size, most, max(2, config.bpe.min_count))
+    return longer, sample.figures()
 
 
 def _shares_for(shares: Mapping[str, float], sample_bytes: int, most_tokens: int) -> dict[str, float]:
     """Shares of a smaller sample, of about `most_tokens` tokens: 2 bytes make a token or more, safely reckoned."""
     smaller = min(1.0, 2 * most_tokens / max(1, sample_bytes))
     return {source: share * smaller for source, share in shares.items()}
-
-
-def _unigram(payload: Mapping[str, Any], config: TokenizerConfig) -> Learned:
-    sample = Sample(payload["shares"], config.seed)
-    texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
-    tokenizer_json = train_unigram(texts, config.vocab_size, config.bpe.split)
-    return Learned(tokenizer_json, {"sample": sample.figures()})
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

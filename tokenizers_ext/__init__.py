@@ -9,13 +9,14 @@ from seqmill.tokenizers_ext.artifact import copy_artifact, load, save_byte, save
 from seqmill.tokenizers_ext.encoder import Encoder, append_id, id_type
 from seqmill.tokenizers_ext.kmer import KmerConfig
 from seqmill.tokenizers_ext.spans import Spans, spans
-from seqmill.tokenizers_ext.training import BpeConfig, train_bpe
+from seqmill.tokenizers_ext.training import BpeConfig, UnigramConfig, train_bpe
 
 __all__ = [
     "BpeConfig",
     "Encoder",
     "KmerConfig",
     "Spans",
+    "UnigramConfig",
     "append_id",
     "copy_artifact",
     "id_type",

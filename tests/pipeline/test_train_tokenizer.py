@@ -15,7 +15,8 @@ from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.sampling import source_shares
 from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig, train_tokenizer
 from seqmill.storage import read_arrow
-from seqmill.tokenizers_ext import BpeConfig, load, train_bpe
+from seqmill.tokenizers_ext import BpeConfig, UnigramConfig, load, train_bpe
+from seqmill.tokenizers_ext.training import WordCounts, train_unigram
 
 CORPUS = Path(__file__).parents[2] / "examples" / "corpus"
 FILES = ("tokenizer.json", "seqmill.json")
@@ -62,6 +63,23 @@ def test_a_vocabulary_learned_part_by_part_is_that_of_all_text_at_once(
 def test_any_number_of_workers_gives_the_same_bytes(train: Callable[..., dict[str, bytes]]) -> None:
     settings = {"vocab_size": 600, "sample_bytes": 400_000, "bpe": BpeConfig(superwords_from=500)}
     assert train("one", 1, **settings) == train("two", 2, **settings)
+
+
+def test_a_unigram_learned_part_by_part_by_several_workers_is_that_of_all_text_at_once(
+    train: Callable[..., dict[str, bytes]], documents: Path
+) -> None:
+    settings = UnigramConfig("cl100k", min_count=3)
+    files = train("two", 2, kind="unigram", vocab_size=900, unigram=settings)
+    words = WordCounts(1 << 40)
+    for column in reversed(texts_of(documents)):
+        for texts in column.chunks:
+            words.add_texts(texts, "cl100k")
+    assert files["tokenizer.json"] == train_unigram(words, 900, settings)
+    built_from = json.loads(files["seqmill.json"])["built_from"]
+    assert built_from["algorithm"] == "unigram"
+    assert built_from["unigram"]["min_count"] == 3
+    assert "bpe" not in built_from
+    assert built_from["words"] == len(words)
 
 
 def test_an_interrupted_training_goes_on_with_the_words_it_has_counted(
@@ -147,9 +165,10 @@ def test_words_that_do_not_fit_the_memory_are_left_out_and_said(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "wordpiece"}, "bpe, unigram, byte, kmer"),
+        ({"kind": "wordpiece"}, "bpe, unigram, merged, byte, kmer"),
         ({"vocab_size": 100}, "at least 257"),
         ({"vocab_size": 400, "bpe": BpeConfig(superwords_from=500)}, "no id would be left"),
+        ({"kind": "unigram", "vocab_size": 256}, "at least 257"),
         ({"source_alpha": 1.5}, "between 0"),
         ({"memory_mb": 1}, "64 or more"),
         ({"sample_bytes": 0}, "at least 1 byte"),
@@ -161,9 +180,10 @@ def test_impossible_settings_are_refused_before_any_work(settings: dict[str, Any
         TokenizerConfig(**settings)
 
 
-def test_text_without_words_is_refused_with_the_way_out(tmp_path: Path) -> None:
+@pytest.mark.parametrize("kind", ["bpe", "unigram"])
+def test_text_without_words_is_refused_with_the_way_out(kind: str, tmp_path: Path) -> None:
     (tmp_path / "dna.txt").write_text("ACGT" * 5_000)
     out = tmp_path / "documents"
     ingest(IngestConfig((str(tmp_path / "dna.txt"),)), NormaliseConfig(), out, LocalExecutor(1), Silent())
     with pytest.raises(UserError, match="'kmer' for DNA"):
-        train_tokenizer(out, TokenizerConfig(vocab_size=300), tmp_path / "t", LocalExecutor(1), Silent())
+        train_tokenizer(out, TokenizerConfig(kind, 300), tmp_path / "t", LocalExecutor(1), Silent())

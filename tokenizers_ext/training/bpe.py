@@ -20,7 +20,7 @@ from seqmill.tokenizers_ext.subword import END_OF_TEXT
 from seqmill.tokenizers_ext.training.word_counts import WordCounts
 
 BASE_TOKENS = 257  # the end-of-text token and 256 bytes
-TRAINING_BYTES = 40  # memory that one byte of a word takes while merges are learned: slots, pairs and their positions
+TRAINING_BYTES = 40  # memory that one byte of a word takes in training: slots, pairs, positions; or ranks of suffixes
 UNBOUNDED = 2**62
 
 

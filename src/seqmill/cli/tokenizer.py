@@ -19,7 +19,9 @@ def tokenizer_train(
     objective: Annotated[
         str, typer.Option(help="What a BPE's merges maximise: frequency or likelihood.")
     ] = "frequency",
-    min_count: Annotated[int, typer.Option(help="Occurrences that a merge needs.")] = 1,
+    min_count: Annotated[
+        int, typer.Option(help="Occurrences that a merge or substring needs; 2 at least but for a BPE.")
+    ] = 1,
     superwords_from: Annotated[
         int | None, typer.Option(help="Ids of words; later merges of a BPE may join words.")
     ] = None,
@@ -45,7 +47,7 @@ def tokenizer_train(
     """Learn a vocabulary from documents."""
     from seqmill.manifest import open_manifest
     from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig, train_tokenizer
-    from seqmill.tokenizers_ext import BpeConfig, KmerConfig
+    from seqmill.tokenizers_ext import BpeConfig, KmerConfig, UnigramConfig
 
     config = TokenizerConfig(
         kind=kind,
@@ -54,6 +56,7 @@ def tokenizer_train(
         source_alpha=source_alpha,
         memory_mb=memory_mb,
         bpe=BpeConfig(split, objective, min_count, superwords_from=superwords_from),
+        unigram=UnigramConfig(split, min_count=max(2, min_count)),
         merged=MergedConfig(base, merges, rule, max(2, min_count)),
         kmer=KmerConfig(k, stride, frame, remainder, reverse_complement),
     )
