@@ -19,7 +19,7 @@ from seqmill.tokenizers_ext.engines import LINE_PATTERNS, Limits, NativeEngine, 
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from tokenizer_functions import encode_texts
 
-TINY = Limits(call_bytes=16, look_bytes=100, cache_bytes=-1)
+TINY = Limits(call_bytes=16, look_bytes=100, cache_bytes=-(1 << 60))
 TEXT = st.text(st.sampled_from([*"abZ9 .'s\n\n\r\t/", "é", "日", "\u0301", "\u2028"]), max_size=120)
 BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": False}
 
@@ -116,7 +116,7 @@ def test_documents_stay_whole_where_a_line_end_may_matter(tokenizers: list[bytes
 
 
 def test_threads_that_share_an_encoder_get_the_same_ids(tokenizer_json: bytes) -> None:
-    encoder = SubwordEncoder(tokenizer_json, limits=Limits(call_bytes=512, look_bytes=512, cache_bytes=-1))
+    encoder = SubwordEncoder(tokenizer_json, limits=Limits(call_bytes=512, look_bytes=512, cache_bytes=-(1 << 60)))
     column = pa.array([f"document {k} of the lazy dogs, {'fox ' * (k % 50)}" for k in range(400)])
     expected = encoder.encode(column)
     found: list[pa.ListArray] = []
