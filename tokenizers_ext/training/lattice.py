@@ -214,7 +214,7 @@ def _best_cut_counts(
     score, last = np.empty(LONGEST_WORD + 1), np.empty(LONGEST_WORD + 1, np.int32)
     for word in range(len(offsets) - 1):
         start, size = offsets[word], offsets[word + 1] - offsets[word]
-        _best_cut(start, size, NO_PIECE, longest, parents, lengths, scores, score, last)
+        _best_cut(start, size, np.int64(NO_PIECE), longest, parents, lengths, scores, score, last)
         at = size
         while at > 0:
             counts[last[at]] += weights[word]
@@ -265,7 +265,9 @@ def _losses(
         if count == 0:
             found[piece] = 0.0
             continue
-        _best_cut(places[piece], lengths[piece], piece, longest, parents, lengths, scores, score, last)
+        _best_cut(
+            places[piece], np.int64(lengths[piece]), np.int64(piece), longest, parents, lengths, scores, score, last
+        )
         others, gained, at = 0, 0.0, lengths[piece]
         while at > 0:
             gained += np.log(counts[last[at]] + count)

@@ -29,7 +29,7 @@ from seqmill.tokenizers_ext.training.lattice import (
     without,
 )
 from seqmill.tokenizers_ext.training.substrings import Words, frequent_substrings, sorted_suffixes
-from seqmill.tokenizers_ext.training.word_counts import WordCounts
+from seqmill.tokenizers_ext.training.word_counts import LONGEST_WORD, WordCounts
 
 SEEDS_PER_TOKEN = 8
 LEAST_EXPECTED = 0.5  # occurrences; rarer pieces go, and the bytes, which stay, count as this often
@@ -57,8 +57,11 @@ class UnigramConfig:
             raise UserError(f"tokenizer.unigram.shrink = {self.shrink}: choose between 0 and 1, without these")
         if self.em_steps < 1:
             raise UserError(f"tokenizer.unigram.em_steps = {self.em_steps}: 1 or more is needed")
-        if self.longest_token < 2:
-            raise UserError(f"tokenizer.unigram.longest_token = {self.longest_token}: single bytes are always there")
+        if not 2 <= self.longest_token <= LONGEST_WORD:
+            raise UserError(
+                f"tokenizer.unigram.longest_token = {self.longest_token}: choose between 2 (single bytes are always "
+                f"there) and {LONGEST_WORD} bytes (no word is longer)"
+            )
         if self.min_count < 1:
             raise UserError(f"tokenizer.unigram.min_count = {self.min_count}: 1 or more is needed")
 
@@ -78,7 +81,7 @@ def train_unigram(words: WordCounts, vocab_size: int, config: UnigramConfig) -> 
     """
     check_vocab_size(vocab_size)
     wanted = vocab_size - BASE_TOKENS
-    lattice, scores = _seeds(_sorted_words(words), vocab_size, config)
+    lattice, scores = _seeds(sorted_words(words), vocab_size, config)
     lattice, scores = _fit(lattice, scores, wanted, config.em_steps)
     while len(scores) - BYTE_PIECES > ROUGHLY * wanted:
         keep = max(int(ROUGHLY * wanted), int(config.shrink * (len(scores) - BYTE_PIECES)))
@@ -87,9 +90,11 @@ def train_unigram(words: WordCounts, vocab_size: int, config: UnigramConfig) -> 
     return tokenizer_json(_spellings(lattice), scores, config.split)
 
 
-def _sorted_words(words: WordCounts) -> Words:
-    """Raises:
-    UserError: they have 2**53 bytes or more in all.
+def sorted_words(words: WordCounts) -> Words:
+    """The words in the order that everything else is summed in.
+
+    Raises:
+        UserError: they have 2**53 bytes or more in all.
     """
     offsets, data, counts = words.arrays()
     total = int((counts * np.diff(offsets).astype(np.float64)).sum())

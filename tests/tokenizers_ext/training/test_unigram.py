@@ -28,7 +28,7 @@ from seqmill.tokenizers_ext.training.lattice import (
     without,
 )
 from seqmill.tokenizers_ext.training.substrings import Words, frequent_substrings, sorted_suffixes
-from seqmill.tokenizers_ext.training.unigram import digamma
+from seqmill.tokenizers_ext.training.unigram import digamma, sorted_words
 
 EXAMPLES = Path(__file__).parents[3] / "examples" / "corpus"
 PLENTY = 1 << 40
@@ -72,11 +72,7 @@ def counts_of(words: dict[bytes, int]) -> WordCounts:
 
 
 def arrays_of(words: dict[bytes, int]) -> Words:
-    ordered = sorted(words)
-    offsets = np.cumsum([0, *map(len, ordered)])
-    return Words(
-        np.frombuffer(b"".join(ordered), np.uint8), offsets, np.array([words[word] for word in ordered], np.int64)
-    )
+    return sorted_words(counts_of(words))
 
 
 def lattice_and_spellings(
@@ -277,10 +273,9 @@ def test_digamma_is_that_of_scipy() -> None:
 
 
 def test_tokenizers_cuts_words_as_training_does(texts: list[str], learned: bytes, encoder: SubwordEncoder) -> None:
-    words = {row["word"]: row["count"] for batch in counted(texts).batches() for row in batch.to_pylist()}
     vocab = json.loads(learned)["model"]["vocab"]
     longer = {unprintable(token): score for token, score in vocab[257:]}
-    arrays = arrays_of(words)
+    arrays = sorted_words(counted(texts))
     suffixes = sorted_suffixes(arrays, 32)
     lattice = lattice_of(arrays, suffixes, frequent_substrings(arrays, suffixes, 32, 1, PLENTY))
     kept = np.array([len(piece) == 1 or piece in longer for piece in spelt(lattice)])
@@ -381,6 +376,7 @@ def test_impossible_settings_name_the_way_out() -> None:
         ({"shrink": 0.0}, "between 0 and 1"),
         ({"em_steps": 0}, "1 or more"),
         ({"longest_token": 1}, "single bytes"),
+        ({"longest_token": 4097}, "no word is longer"),
         ({"min_count": 0}, "1 or more"),
     ):
         with pytest.raises(UserError, match=message):
