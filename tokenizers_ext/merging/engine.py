@@ -21,7 +21,7 @@ import numba
 import numpy as np
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.merging.heap import ABSENT, Heap, pop, push, rise, sink
+from seqmill.tokenizers_ext.merging.heap import ABSENT, Heap, order_all, pop, push, rise, sink
 from seqmill.tokenizers_ext.merging.text import NO_PAIR, Pairs, Text, left_of, note_positions, number_pairs, right_of
 
 OBJECTIVES = {"frequency": 0, "likelihood": 1}
@@ -372,7 +372,14 @@ def _enter(
             if rank == len(ranked[0]) or ranked[0][rank] != keys[pair]:
                 continue
             scores[pair] = -np.float64(ranked[1][rank])
-        used[IN_HEAP] = push(heap, pair, used[IN_HEAP])
+        if start > 0:
+            used[IN_HEAP] = push(heap, pair, used[IN_HEAP])
+        else:
+            heap.order[used[IN_HEAP]] = pair
+            place[pair] = used[IN_HEAP]
+            used[IN_HEAP] += 1
+    if start == 0:  # the first pairs are many: ordered at once, not one by one
+        order_all(heap, used[IN_HEAP])
 
 
 @numba.njit(nogil=True, cache=True)

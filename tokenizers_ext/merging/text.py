@@ -15,6 +15,7 @@ import numba
 import numpy as np
 
 NO_PAIR = -1
+MOST_KINDS = 1 << 16  # kinds of pairs that a text is thought to have at first: all pairs of bytes
 
 # Kernels unpack the tuples below before they loop: reading a field inside a loop counts references every time.
 
@@ -105,7 +106,9 @@ def number_pairs(text: Text) -> tuple[np.ndarray, np.ndarray]:
         keys uint64[pairs] and sizes int64[pairs].
     """
     symbols, spans, segments, _, pair_at = text
-    capacity = 1 << 10
+    capacity = 1 << 8
+    while capacity < min(len(symbols), MOST_KINDS):
+        capacity *= 2
     slots = np.full(2 * capacity, -1, np.int32)
     keys = np.empty(capacity, np.uint64)
     sizes = np.zeros(capacity, np.int64)
