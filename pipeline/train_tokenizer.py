@@ -88,7 +88,7 @@ class TokenizerConfig:
     source_alpha: float = 1.0  # a source of b bytes gets a part of the sample proportional to b ** source_alpha
     path: str | None = None  # use this artifact, tokenizer.json, rank file or sentencepiece model and train nothing
     seed: int = 0  # of the sample
-    memory_mb: int = 2048  # for counting words and learning; over it the rarest words are forgotten and counted
+    memory_mb: int = 2048  # of one worker, to count words and learn; over it the rarest words are left out, and counted
     bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"
     unigram: UnigramConfig = field(default_factory=UnigramConfig)  # for kind "unigram"
     merged: MergedConfig = field(default_factory=MergedConfig)  # for kind "merged"
