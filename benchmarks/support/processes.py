@@ -14,6 +14,7 @@ SECONDS_BETWEEN_LOOKS = 0.05
 THREADS = ("OMP", "OPENBLAS", "MKL", "RAYON", "NUMBA")
 ONE_CORE = {f"{library}_NUM_THREADS": "1" for library in THREADS}
 NOTHING: Mapping[str, str] = {}
+NO_NEIGHBOURS = "PYTHONSAFEPATH"  # a script that is run with it cannot import the files beside it, as drivers do
 
 
 class ProcessError(Exception):
@@ -39,8 +40,9 @@ def run_on_all_cores(command: Sequence[str], environment: Mapping[str, str] = NO
     Raises:
         ProcessError: it exited with another code than 0.
     """
+    inherited = {name: value for name, value in os.environ.items() if name != NO_NEIGHBOURS}
     with tempfile.TemporaryFile() as output:
-        process = subprocess.Popen(command, env={**os.environ, **environment}, stdout=output, stderr=subprocess.STDOUT)
+        process = subprocess.Popen(command, env={**inherited, **environment}, stdout=output, stderr=subprocess.STDOUT)
         ended = threading.Event()
         peaks = [0]
         watch = threading.Thread(target=_watch, args=(process.pid, ended, peaks))

@@ -79,7 +79,7 @@ def test_where_it_runs_and_is_put_does_not_decide_the_bytes(tmp_path: Path) -> N
         (MINIMAL + '[pack]\noverflow = "lose"\n', [], "choose one of split, truncate, drop, error"),
         (MINIMAL + "[pack]\nseq_len = 4096\nshard_tokens = 100\n", [], "pack.shard_tokens = 100"),
         (MINIMAL + "[tokenizer]\nvocab_size = 100\n", [], "tokenizer.vocab_size = 100"),
-        (MINIMAL + '[tokenizer]\nkind = "magic"\n', [], "choose one of bpe, byte"),
+        (MINIMAL + '[tokenizer]\nkind = "magic"\n', [], "choose one of bpe, unigram"),
         (MINIMAL + "[execution]\nworkers = 0\n", [], "execution.workers = 0"),
         (MINIMAL + '[execution]\nexecutor = "slurm"\n', [], "choose one of local, ray"),
         (MINIMAL + '[generate]\nprompts = ["x"]\n', [], r"\[generate\] needs a \[train\] table"),
