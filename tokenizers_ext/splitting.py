@@ -30,7 +30,7 @@ PATTERNS = {
 RULES = {name: number for number, name in enumerate(PATTERNS)}
 GPT2, CL100K, QWEN2, WORD, SUPERWORD = range(5)
 
-OTHER, LETTER, NUMBER, SPACE = range(4)
+OTHER, LETTER, NUMBER, SPACE, NOT_ASCII = range(5)
 CODE_POINTS = 0x110000
 LAST_ASSIGNED = 0x40000  # beyond plane 3 there are neither letters nor numbers nor white space
 CHUNK = 0x800  # code points asked at a time: surrogates fill whole chunks, and short texts are cut faster
@@ -72,9 +72,9 @@ def rule_number(rule: str) -> int:
 
 @cache
 def character_classes() -> np.ndarray:
-    """uint8[0x110000]: OTHER, LETTER, NUMBER or SPACE for every code point, as the regular expressions of `tokenizers`
-    see it."""
-    table = np.zeros(CODE_POINTS, np.uint8)
+    """uint8[0x110100]: OTHER, LETTER, NUMBER or SPACE for every code point, as the regular expressions of `tokenizers`
+    see it; and, behind them, the same for every byte, where all that is not ASCII is NOT_ASCII."""
+    table = np.zeros(CODE_POINTS + 256, np.uint8)
     for number, outside in ((LETTER, r"\P{L}+"), (NUMBER, r"\P{N}+"), (SPACE, r"\S+")):
         splitter = pre_tokenizers.Split(Regex(outside), "removed")
         for first in range(0, LAST_ASSIGNED, CHUNK):
@@ -82,6 +82,7 @@ def character_classes() -> np.ndarray:
             text = text if not 0xD800 <= first < 0xE000 else ""  # no text holds surrogates
             for _, (start, stop) in splitter.pre_tokenize_str(text):
                 table[first + start : first + stop] = number
+    table[CODE_POINTS:] = np.where(np.arange(256) < 0x80, table[:256], NOT_ASCII)
     return table
 
 
@@ -100,14 +101,39 @@ def _all_ends(
     return found
 
 
-@numba.njit(nogil=True, cache=True)
+@numba.njit(nogil=True, cache=True, inline="always")
 def pre_token_end(data: np.ndarray, at: int, stop: int, rule: int, classes: np.ndarray) -> int:
     """The end of the pre-token that begins at data[at], in a document that ends at `stop` > `at`."""
+    end = _plain_end(data, at, stop, rule, classes)
+    return end if end > at else _ruled_end(data, at, stop, rule, classes)
+
+
+@numba.njit(nogil=True, cache=True)
+def _ruled_end(data: np.ndarray, at: int, stop: int, rule: int, classes: np.ndarray) -> int:
     if rule in (GPT2, SUPERWORD):
         return _gpt2_end(data, at, stop, rule == SUPERWORD, classes)
     if rule == WORD:
         return _word_end(data, at, stop, classes)
     return _cl100k_end(data, at, stop, 3 if rule == CL100K else 1, classes)
+
+
+@numba.njit(nogil=True, cache=True, inline="always")
+def _plain_end(data: np.ndarray, at: int, stop: int, rule: int, classes: np.ndarray) -> int:
+    """The end of what most pre-tokens are: a run of ASCII letters (under GPT2 also of numbers or signs) with a space
+    before it or none, and an ASCII character of another class right behind. `at` for all others: rules tell those."""
+    one, table = np.uint64(1), np.uint64(CODE_POINTS)
+    here, last = np.uint64(at), np.uint64(stop)  # unsigned indices are not tested for counting from the end
+    begin = here + one if data[here] == ord(" ") and here + one < last else here
+    kind = classes[table + data[begin]]
+    plain = kind == LETTER if rule != GPT2 else kind < SPACE
+    if not plain or rule > QWEN2 or data[here] == ord("'"):
+        return at
+    end = begin + one
+    while end < last and classes[table + data[end]] == kind:
+        end += one
+    if end < last and data[end] >= 0x80:
+        return at
+    return np.int64(end)  # type: ignore[return-value]
 
 
 @numba.njit(nogil=True, cache=True, inline="always")

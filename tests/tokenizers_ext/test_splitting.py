@@ -9,7 +9,7 @@ from tokenizers import Regex, pre_tokenizers
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.encoder import offsets_and_bytes
-from seqmill.tokenizers_ext.splitting import LONG_S, PATTERNS, pre_token_ends
+from seqmill.tokenizers_ext.splitting import CODE_POINTS, LAST_ASSIGNED, LONG_S, PATTERNS, pre_token_ends
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 SPACES = [" ", "  ", "\n", "\r\n", "\t", "\u00a0", "\u3000"]
@@ -76,3 +76,10 @@ def test_a_rule_that_does_not_exist_is_refused_with_those_that_do() -> None:
     offsets, data = offsets_and_bytes(pa.array(["a"], pa.large_binary()))
     with pytest.raises(UserError, match="choose one of gpt2, cl100k"):
         pre_token_ends(offsets, data, "gpt-7")
+
+
+def test_no_letter_number_or_space_lies_beyond_the_planes_that_are_asked() -> None:
+    for first in range(LAST_ASSIGNED, CODE_POINTS, 0x10000):
+        text = "".join(map(chr, range(first, first + 0x10000)))
+        for outside in (r"\P{L}+", r"\P{N}+", r"\S+"):
+            assert pre_tokenizers.Split(Regex(outside), "removed").pre_tokenize_str(text) == []
