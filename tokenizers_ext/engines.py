@@ -40,7 +40,7 @@ Flat = tuple[np.ndarray, np.ndarray]  # offsets int64[documents + 1], starting a
 class Limits:
     """How much an engine holds at once; ids never depend on it."""
 
-    call_bytes: int = 32 << 20  # text that gigatoken gets in one call: its ids have 4 bytes, about 1.2 a byte of text
+    call_bytes: int = 64 << 20  # text that gigatoken gets in one call: its ids have 4 bytes, about 1.2 a byte of text
     object_bytes: int = 8 << 20  # text that is held as Python strings at a time, for `tokenizers`
     object_documents: int = 2_000  # the same in documents
     look_bytes: int = 128 << 20  # text after which gigatoken's caches are looked at
