@@ -14,8 +14,8 @@ from seqmill.models.transformer import Model
 def extend_vocabulary(model: Model, offsets: np.ndarray, base_ids: np.ndarray) -> Model:
     """A copy of a model that knows merged ids: each new row is the mean of the rows that it stands for.
 
-    This is fast vocabulary transfer (Gee et al. 2022, "Fast Vocabulary Transfer for Language Model Compression",
-    section 3): no training, and logits of the ids that the model had stay as they are.
+    This is fast vocabulary transfer (Gee et al. 2022, "Fast Vocabulary Transfer for Language Model Compression"): no
+    training, and logits of the ids that the model had stay as they are.
 
     Args:
         model: its ids are 0 to vocab_size - 1.

@@ -150,6 +150,7 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     sources: set[str] = set()
 
     def token_batches() -> Iterator[pa.RecordBatch]:
+        """The ids of every batch of documents; what the record says of them is added up on the way."""
         for batch, entropies in scored_batches(payload):
             text = batch.column("text")
             num_bytes = pc.binary_length(text).to_numpy(zero_copy_only=False)

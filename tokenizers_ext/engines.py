@@ -108,6 +108,7 @@ class NativeEngine:
         self._renew()
 
     def encode(self, offsets: np.ndarray, data: np.ndarray) -> Flat:
+        """See `Engine.encode`; the buffers of text and ids are shared with gigatoken, not copied."""
         from awkward import Array, contents, index
 
         if self._seen >= self._limits.look_bytes:
@@ -145,6 +146,7 @@ class ReferenceEngine:
             os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
     def encode(self, offsets: np.ndarray, data: np.ndarray) -> Flat:
+        """See `Engine.encode`."""
         strings = text_array(offsets, data).to_pylist()
         encodings = self._tokenizer.encode_batch_fast(strings, add_special_tokens=False)
         ends = np.concatenate([[0], np.cumsum([len(encoding) for encoding in encodings], dtype=np.int64)])

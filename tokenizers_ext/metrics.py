@@ -82,7 +82,7 @@ def token_bytes(encoder: Encoder, ids: np.ndarray) -> pa.LargeBinaryArray:
 def renyi_efficiency(counts: np.ndarray, vocab_size: int, alpha: float = RENYI_ALPHA) -> float | None:
     """How evenly a tokenizer uses its vocabulary, from 0 to 1: H_alpha(p) / log |V| with the Renyi entropy
     H_alpha(p) = log(sum p^alpha) / (1 - alpha) of the distribution of ids (Zouhar et al. 2023, "Tokenization and the
-    Noiseless Channel", section 4).
+    Noiseless Channel").
 
     Args:
         counts: occurrences of the ids that occur, or of all.

@@ -134,6 +134,7 @@ def filter_documents(payload: Mapping[str, Any], out: Path) -> UnitResult:
     stats: dict[str, dict[str, dict[str, int]]] = {}
 
     def kept_batches() -> Iterator[pa.RecordBatch]:
+        """The documents that stay, with their clusters; those that go are counted on the way."""
         begin = first
         for batch in document_batches(source):
             reason = np.full(len(batch), len(REASONS), np.int8)

@@ -55,6 +55,7 @@ def sketch(payload: Mapping[str, Any], out: Path) -> UnitResult:
     schema = with_metadata(pa.schema(DOCUMENT_FIELDS), "sketches")
 
     def bands() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """Band keys, batch by batch; what exact matching needs of the same text is kept on the way."""
         first = 0
         for batch in document_batches(Path(payload["documents"]["path"])):
             offsets, data = nfc(batch.column("text"))

@@ -1,8 +1,8 @@
 """Dynamic tokenization: rows of ids made shorter by merging the pairs that are frequent in them.
 
-After Feher, Vulic and Minixhofer 2025, "Retrofitting Large Language Models with Dynamic Tokenization", section 3.1. The
-base ids stay what they are; a merged id stands for several of them, and a table says which, so that a model can make an
-embedding for it and every row expands to its base ids again.
+After Feher, Vulic and Minixhofer 2025, "Retrofitting Large Language Models with Dynamic Tokenization" (merging in
+batches). The base ids stay what they are; a merged id stands for several of them, and a table says which, so that a
+model can make an embedding for it and every row expands to its base ids again.
 
     merge_batch(encoder, ids, MergeConfig(merges=50))             merges learned on these very rows
     table = learn_table(encoder, sample, MergeConfig(merges=500))    merges learned once ...

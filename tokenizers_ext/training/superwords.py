@@ -1,6 +1,6 @@
 """Super-words: tokens that span several words.
 
-After Liu et al. 2025, "SuperBPE: Space Travel for Language Models", section 2: an ordinary BPE is learned first, then
+After Liu et al. 2025, "SuperBPE: Space Travel for Language Models": an ordinary BPE is learned first, then
 merging goes on with the rule lifted that no token crosses the space between two words.
 """
 

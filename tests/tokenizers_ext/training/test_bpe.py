@@ -1,6 +1,7 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
@@ -69,15 +70,9 @@ def test_merging_by_likelihood_gives_fewer_bits_a_byte_than_by_frequency(texts: 
         ids = encoder.encode(pa.array(texts, pa.large_string()))
         assert encoder.decode(ids).to_pylist() == [text.encode() for text in texts]
         counts = ids.flatten().value_counts().field("counts").to_numpy()
-        return float(-(counts * _log2(counts / counts.sum())).sum() / sum(len(text.encode()) for text in texts))
+        return float(-(counts * np.log2(counts / counts.sum())).sum() / sum(len(text.encode()) for text in texts))
 
     assert bits("likelihood") < bits("frequency")
-
-
-def _log2(values):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.log2(values)
 
 
 def test_tokens_are_no_longer_than_allowed(texts: list[str]) -> None:

@@ -1,10 +1,12 @@
 import json
 from itertools import pairwise
 
+import numpy as np
 import pyarrow as pa
 from tokenizers import Tokenizer
 
 from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
+from seqmill.tokenizers_ext.merging.engine import learn_merges
 from seqmill.tokenizers_ext.merging.text import remaining, text_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
@@ -34,11 +36,11 @@ def test_tokenizers_cuts_the_training_text_as_merging_left_it() -> None:
     longer = add_superwords(base, [pa.array(TEXTS)], 330, 10**6)
     encoder, reference = SubwordEncoder(base), Tokenizer.from_str(longer.decode())
     values, offsets = flat_rows(encoder.encode(pa.array(TEXTS)))
-    text = text_of(values, segments_of(values, offsets, bytes_of_ids(encoder), "superword"), _ones(len(values)))
+    text = text_of(
+        values, segments_of(values, offsets, bytes_of_ids(encoder), "superword"), np.ones(len(values), np.int64)
+    )
     merges = json.loads(longer)["model"]["merges"]
     vocab = json.loads(longer)["model"]["vocab"]
-    from seqmill.tokenizers_ext.merging.engine import learn_merges
-
     learned = learn_merges(text, encoder.vocab_size, 30, min_count=2)
     assert [[vocab[a], vocab[b]] for a, b in merges[-len(learned) :]] == [
         [a, b] for a, b in zip(learned.left.tolist(), learned.right.tolist(), strict=True)
@@ -52,9 +54,3 @@ def test_text_beyond_the_limit_is_not_read() -> None:
     base = train_bpe([TEXTS], 300)
     some = add_superwords(base, [pa.array(TEXTS[:1])], 320, 10**6)
     assert some == add_superwords(base, [pa.array(TEXTS[:1]), pa.array(TEXTS)], 320, 5)
-
-
-def _ones(length: int):  # type: ignore[no-untyped-def]
-    import numpy as np
-
-    return np.ones(length, np.int64)
