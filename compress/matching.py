@@ -18,6 +18,7 @@ from seqmill.compress.trie import BASE_MASK, BASE_SHIFT, BYTE_MASK, ID_BITS, ID_
 
 PIECE = 1 << 14  # bytes of a document that are cut at a stretch
 STRETCH = 1 << 20  # bytes of text whose cuts are kept before they are joined; 4 bytes of memory each
+AT_A_TIME = 1 << 22  # bytes of text of one call of the kernel, but for longer documents
 LANES = 4  # as written out in `_walk`
 LEAST_STEPS = 16  # a piece's last bytes are cut string by string
 
@@ -36,10 +37,16 @@ def longest_matches(
         ids of all documents, and their offsets int64[documents + 1] into them, from 0.
     """
     offsets = np.ascontiguousarray(offsets, np.int64)
-    ids = np.empty(offsets[-1] - offsets[0], id_type)  # a byte a string is the worst there is
-    ends = np.zeros(len(offsets), np.int64)
-    _longest_matches(trie.units, trie.values, trie.root, data, offsets, ids, ends)
-    return ids[: ends[-1]].copy(), ends
+    ids: list[np.ndarray] = [np.empty(0, id_type)]
+    ends, first = [np.zeros(1, np.int64)], 0
+    while first < len(offsets) - 1:  # some documents at a time: a byte a string is the worst there is, a fifth is usual
+        last = max(first + 1, int(np.searchsorted(offsets, offsets[first] + AT_A_TIME, "right")) - 1)
+        some, some_ends = np.empty(offsets[last] - offsets[first], id_type), np.zeros(last - first + 1, np.int64)
+        _longest_matches(trie.units, trie.values, trie.root, data, offsets[first : last + 1], some, some_ends)
+        ids.append(some[: some_ends[-1]].copy())
+        ends.append(some_ends[1:] + ends[-1][-1])
+        first = last
+    return np.concatenate(ids), np.concatenate(ends)
 
 
 @numba.njit(nogil=True, cache=True)
@@ -111,7 +118,7 @@ def _join(
         ids[write] = value & np.uint64(ID_MASK)
         write += np.uint64(1)
         true += value >> np.uint64(ID_BITS)
-    return np.int64(true), np.int64(write)
+    return int(true), int(write)
 
 
 @numba.njit(nogil=True, cache=True)

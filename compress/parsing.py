@@ -8,26 +8,39 @@ Schmidt et al. 2024, "Tokenization Is More Than Compression"). Of equally short 
 is longest, then the last but one, and so on: so the cut is the same everywhere.
 """
 
+from collections.abc import Callable
+
 import numba
 import numpy as np
 
+from seqmill.compress.matching import longest_matches
 from seqmill.compress.trie import BASE_MASK, BASE_SHIFT, BYTE_MASK, ID_BITS, ID_MASK, STRING_SHIFT, Trie
+from seqmill.errors import UserError
 
-PARSES = ("longest", "fewest")
+Parse = Callable[..., tuple[np.ndarray, np.ndarray]]  # (trie, data, offsets, id_type) -> ids, offsets into them
 
 
-def fewest_windows(trie: Trie, data: np.ndarray, offsets: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Cut every document into as few strings as can be.
+def parse(name: str) -> Parse:
+    """How text is cut: "longest", the longest string first; or "fewest", into as few strings as can be.
 
-    Args:
-        data: uint8[...], the bytes of all documents.
-        offsets: int64[documents + 1] into `data`.
-
-    Returns:
-        ids uint32[windows] of all documents, and their offsets int64[documents + 1]. Memory: 9 bytes a byte of the
-        longest document, besides the ids.
+    Raises:
+        UserError: another name.
     """
-    ids = np.empty(offsets[-1] - offsets[0], np.uint32)
+    parses = {"longest": longest_matches, "fewest": fewest_windows}
+    if name not in parses:
+        raise UserError(f"parse = {name!r}: choose one of {', '.join(parses)}")
+    return parses[name]
+
+
+def fewest_windows(
+    trie: Trie, data: np.ndarray, offsets: np.ndarray, id_type: type = np.uint32
+) -> tuple[np.ndarray, np.ndarray]:
+    """Cut every document into as few strings as can be; see `longest_matches`.
+
+    Memory: 8 bytes a byte of the longest document, besides the ids.
+    """
+    offsets = np.ascontiguousarray(offsets, np.int64)
+    ids = np.empty(offsets[-1] - offsets[0], id_type)
     ends = np.zeros(len(offsets), np.int64)
     longest = int(np.diff(offsets).max(initial=0))
     windows = np.empty(longest + 1, np.uint32)

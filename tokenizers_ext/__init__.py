@@ -5,7 +5,15 @@ ids = encoder.encode(pa.array(["two documents", "of text"]))   # list<uint16>
 encoder.decode(ids)                                            # [b"two documents", b"of text"]
 """
 
-from seqmill.tokenizers_ext.artifact import copy_artifact, load, save_byte, save_kmer, save_merged, save_subword
+from seqmill.tokenizers_ext.artifact import (
+    copy_artifact,
+    load,
+    save_byte,
+    save_equal_info,
+    save_kmer,
+    save_merged,
+    save_subword,
+)
 from seqmill.tokenizers_ext.encoder import Encoder, append_id, id_type
 from seqmill.tokenizers_ext.kmer import KmerConfig
 from seqmill.tokenizers_ext.spans import Spans, spans
@@ -22,6 +30,7 @@ __all__ = [
     "id_type",
     "load",
     "save_byte",
+    "save_equal_info",
     "save_kmer",
     "save_merged",
     "save_subword",

@@ -3,21 +3,25 @@
 DIR/seqmill.json       format_version, kind, vocab_size, special_ids, settings, sha256 of each file, built_from
 DIR/tokenizer.json     for kind "subword": the Hugging Face format
 DIR/merges.arrow       for kind "merged": what merged ids stand for, and DIR/base/ the artifact they stand on
+DIR/dictionary.bin     for kind "equal-info": what every id stands for
 """
 
 import hashlib
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 
+from seqmill.compress.dictionary import Dictionary
+from seqmill.compress.dictionary_file import read_dictionaries, write_dictionaries
 from seqmill.errors import UserError
 from seqmill.storage import FORMAT_VERSION, atomic_path, read_arrow, read_json, write_arrow, write_json
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 from seqmill.tokenizers_ext.formats import read_tokenizer_file
 from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
 from seqmill.tokenizers_ext.merging import MergedEncoder, MergeTable
@@ -28,6 +32,7 @@ logger = logging.getLogger(__name__)
 DESCRIPTION = "seqmill.json"
 TOKENIZER_JSON = "tokenizer.json"
 MERGES = "merges.arrow"
+DICTIONARY = "dictionary.bin"
 BASE = "base"
 _warned_of: set[Path] = set()  # lossy tokenizers that this process has said it of
 
@@ -74,6 +79,16 @@ def save_merged(folder: Path, base: Path, table: MergeTable, built_from: Mapping
     write_arrow(folder / MERGES, batch.schema, [batch])
     names = [MERGES, *(f"{BASE}/{name}" for name in [DESCRIPTION, *_description_of(folder / BASE)["sha256"]])]
     _describe(folder, encoder, {name: (folder / name).read_bytes() for name in names}, built_from)
+    return encoder
+
+
+def save_equal_info(
+    folder: Path, tables: Sequence[Dictionary], parse_name: str, built_from: Mapping[str, Any]
+) -> Encoder:
+    """Write the artifact of dictionaries, one or one a group of documents, and return its encoder."""
+    encoder = EqualInfoEncoder(tables, parse_name)
+    contents = write_dictionaries(folder / DICTIONARY, tables, {"parse": parse_name, "built_from": dict(built_from)})
+    _describe(folder, encoder, {DICTIONARY: contents}, built_from)
     return encoder
 
 
@@ -130,12 +145,18 @@ def _open(path: Path, described: Mapping[str, Any], parse_special: bool) -> Enco
         "byte": ByteEncoder,
         "kmer": lambda: KmerEncoder(KmerConfig(**described["settings"])),
         "merged": lambda: MergedEncoder(_load(path / BASE, parse_special), _merge_table(path / MERGES)),
+        "equal-info": lambda: _equal_info(path / DICTIONARY),
     }
     if described["kind"] not in factories:
         raise UserError(
             f"{path}: unknown tokenizer kind {described['kind']!r}; this seqmill reads {', '.join(factories)}"
         )
     return factories[described["kind"]]()
+
+
+def _equal_info(path: Path) -> EqualInfoEncoder:
+    tables, header = read_dictionaries(path)
+    return EqualInfoEncoder(tables, header["parse"])
 
 
 def _merge_table(path: Path) -> MergeTable:

@@ -16,7 +16,7 @@ class Encoder(Protocol):
 
     @property
     def kind(self) -> str:
-        """ "subword", "byte", "kmer" or "merged"."""
+        """ "subword", "byte", "kmer", "merged" or "equal-info"."""
         ...
 
     @property

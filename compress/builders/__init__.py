@@ -1,0 +1,1 @@
+"""Builders of dictionaries: which strings get an id."""
