@@ -1,8 +1,16 @@
 """Drawing a sample of documents by bytes, the same on every machine and for every number of workers."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from seqmill.errors import UserError
+from seqmill.pipeline.documents import document_batches
 
 
 def source_shares(source_bytes: Mapping[str, int], sample_bytes: int, alpha: float) -> dict[str, float]:
@@ -45,3 +53,43 @@ def drawn(doc_ids: np.ndarray, shares: np.ndarray | float, seed: int) -> np.ndar
     x ^= x >> np.uint64(31)
     chosen: np.ndarray = (x >> np.uint64(11)).astype(np.float64) < np.asarray(shares) * 2.0**53
     return chosen
+
+
+@dataclass
+class Sample:
+    """The documents to learn from; counts those it gives out."""
+
+    shares: Mapping[str, float]  # of every source
+    seed: int
+    documents: int = 0
+    bytes: int = 0
+
+    def of(self, file: Mapping[str, Any]) -> Iterator[pa.Array]:
+        """The texts of the sampled documents of one part, batch by batch."""
+        names = pa.array(list(self.shares), pa.string())
+        shares = np.array([*self.shares.values()])
+        for batch in document_batches(Path(file["path"])):
+            source = pc.index_in(pc.fill_null(batch.column("source"), ""), names).to_numpy(zero_copy_only=False)
+            chosen = drawn(batch.column("doc_id").to_numpy(), shares[source], self.seed)
+            texts = batch.column("text").filter(pa.array(chosen))
+            self.documents += len(texts)
+            self.bytes += pc.sum(pc.binary_length(texts)).as_py() or 0
+            yield texts
+
+    def figures(self) -> dict[str, int]:
+        """What was given out so far, in documents and bytes."""
+        return {"documents": self.documents, "bytes": self.bytes}
+
+
+def shares_for(shares: Mapping[str, float], sample_bytes: int, most_tokens: int) -> dict[str, float]:
+    """Shares of a smaller sample, of about `most_tokens` tokens: 2 bytes make a token or more, safely reckoned."""
+    smaller = min(1.0, 2 * most_tokens / max(1, sample_bytes))
+    return {source: share * smaller for source, share in shares.items()}
+
+
+def require_documents(sample: Mapping[str, int]) -> None:
+    """Raise UserError when a sample holds no document."""
+    if not sample["documents"]:
+        raise UserError(
+            "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
+        )

@@ -7,17 +7,17 @@ read again by that last unit.
 
 import logging
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqmill.errors import UserError
 from seqmill.manifest import STATE_FOLDER, open_manifest
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionaries
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import (
     Executor,
@@ -29,7 +29,7 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
-from seqmill.pipeline.sampling import drawn, source_shares
+from seqmill.pipeline.sampling import Sample, require_documents, shares_for, source_shares
 from seqmill.pipeline.settings import build
 from seqmill.storage import read_arrow, read_json, write_arrow
 from seqmill.tokenizers_ext import (
@@ -60,7 +60,7 @@ from seqmill.tokenizers_ext.training.word_counts import SCHEMA as COUNTS_SCHEMA
 logger = logging.getLogger(__name__)
 
 FROM_WORDS = ("bpe", "unigram")  # kinds that are learned from counted words
-KINDS = (*FROM_WORDS, "merged", "byte", "kmer")
+KINDS = (*FROM_WORDS, "merged", "equal-info", "byte", "kmer")
 MB = 1_000_000
 LEAST_MEMORY_MB = 64
 
@@ -82,7 +82,9 @@ class MergedConfig:
 class TokenizerConfig:
     """`[tokenizer]`: how to get a tokenizer."""
 
-    kind: str = "bpe"  # "bpe", "unigram", "merged": learned from the documents; "byte": bytes as ids; "kmer": DNA
+    kind: str = (
+        "bpe"  # learned from the documents: "bpe", "unigram", "merged", "equal-info"; "byte": bytes as ids; "kmer": DNA
+    )
     vocab_size: int = 32_768  # ids, the end-of-text id included; for kinds "bpe" and "unigram"
     sample_bytes: int = 1_000_000_000  # text to train on at most; documents are drawn by a hash of their id
     source_alpha: float = 1.0  # a source of b bytes gets a part of the sample proportional to b ** source_alpha
@@ -92,6 +94,7 @@ class TokenizerConfig:
     bpe: BpeConfig = field(default_factory=BpeConfig)  # for kind "bpe"
     unigram: UnigramConfig = field(default_factory=UnigramConfig)  # for kind "unigram"
     merged: MergedConfig = field(default_factory=MergedConfig)  # for kind "merged"
+    equal_info: EqualInfoConfig = field(default_factory=EqualInfoConfig)  # for kind "equal-info"
     kmer: KmerConfig = field(default_factory=KmerConfig)  # for kind "kmer"
 
     def __post_init__(self) -> None:
@@ -189,6 +192,8 @@ def learn_vocabulary(payload: Mapping[str, Any], out: Path) -> UnitResult:
     config = build(TokenizerConfig, payload["config"])
     if config.kind == "merged":
         return _learn_merges(payload, config, out)
+    if config.kind == "equal-info":
+        return build_dictionaries(payload, config.equal_info, config.memory_mb, config.seed, out)
     words, figures = _added_words(payload, config, out)
     if config.kind == "unigram":
         tokenizer_json = train_unigram(words, config.vocab_size, config.unigram)
@@ -210,49 +215,16 @@ def _learn_merges(payload: Mapping[str, Any], config: TokenizerConfig, out: Path
     base = Path(config.merged.base or "")
     encoder = load(base)
     most = config.memory_mb * MB // TRAINING_BYTES
-    sample = Sample(_shares_for(payload["shares"], payload["sample_bytes"], most), config.seed)
+    sample = Sample(shares_for(payload["shares"], payload["sample_bytes"], most), config.seed)
     ids = [pa.array([], pa.list_(id_type(encoder.vocab_size)))]
     for file in payload["parts"].values():
         ids += [encoder.encode(texts) for texts in sample.of(file)]
-    _require_documents(sample.figures())
+    require_documents(sample.figures())
     settings = MergeConfig(config.merged.merges, "batch", config.merged.rule, config.merged.min_count)
     table = learn_table(encoder, pa.concat_arrays(ids), settings)
     figures = {"sample": sample.figures(), **asdict(config.merged), "base": base.name, "seed": config.seed}
     save_merged(out, base, table, {"algorithm": "merged", **figures})
     return UnitResult({MERGES: len(table), DESCRIPTION: 1}, figures)
-
-
-def _require_documents(sample: Mapping[str, int]) -> None:
-    if not sample["documents"]:
-        raise UserError(
-            "there is no document to train a tokenizer on: all were filtered out, or sample_bytes is too small"
-        )
-
-
-@dataclass
-class Sample:
-    """The documents to learn from; counts those it gives out."""
-
-    shares: Mapping[str, float]  # of every source
-    seed: int
-    documents: int = 0
-    bytes: int = 0
-
-    def of(self, file: Mapping[str, Any]) -> Iterator[pa.Array]:
-        """The texts of the sampled documents of one part, batch by batch."""
-        names = pa.array(list(self.shares), pa.string())
-        shares = np.array([*self.shares.values()])
-        for batch in document_batches(Path(file["path"])):
-            source = pc.index_in(pc.fill_null(batch.column("source"), ""), names).to_numpy(zero_copy_only=False)
-            chosen = drawn(batch.column("doc_id").to_numpy(), shares[source], self.seed)
-            texts = batch.column("text").filter(pa.array(chosen))
-            self.documents += len(texts)
-            self.bytes += pc.sum(pc.binary_length(texts)).as_py() or 0
-            yield texts
-
-    def figures(self) -> dict[str, int]:
-        """What was given out so far, in documents and bytes."""
-        return {"documents": self.documents, "bytes": self.bytes}
 
 
 def _added_words(payload: Mapping[str, Any], config: TokenizerConfig, out: Path) -> tuple[WordCounts, dict[str, Any]]:
@@ -274,7 +246,7 @@ def _added_words(payload: Mapping[str, Any], config: TokenizerConfig, out: Path)
         "occurrences_forgotten": words.forgotten + sum(stat["forgotten"] for stat in stats),
         config.kind: payload["config"][config.kind],
     }
-    _require_documents(figures["sample"])
+    require_documents(figures["sample"])
     if not len(words) and figures["words_too_long"]:
         raise UserError(
             f"every one of the {figures['words_too_long']} pre-tokens is longer than {LONGEST_WORD} bytes: text "
@@ -295,16 +267,10 @@ def _with_superwords(
 ) -> tuple[bytes, dict[str, int]]:
     """Lift the rule of words: the longer `tokenizer.json`, and what it was learned from."""
     most = config.memory_mb * MB // TRAINING_BYTES
-    sample = Sample(_shares_for(payload["shares"], sample_bytes, most), config.seed)
+    sample = Sample(shares_for(payload["shares"], sample_bytes, most), config.seed)
     texts = (texts for file in payload["parts"].values() for texts in sample.of(file))
     longer = add_superwords(base, texts, config.vocab_size, most, max(2, config.bpe.min_count))
     return longer, sample.figures()
-
-
-def _shares_for(shares: Mapping[str, float], sample_bytes: int, most_tokens: int) -> dict[str, float]:
-    """Shares of a smaller sample, of about `most_tokens` tokens: 2 bytes make a token or more, safely reckoned."""
-    smaller = min(1.0, 2 * most_tokens / max(1, sample_bytes))
-    return {source: share * smaller for source, share in shares.items()}
 
 
 def _added(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:

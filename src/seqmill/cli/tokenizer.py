@@ -65,3 +65,46 @@ def tokenizer_train(
         encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
         figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
         stage.figures = {**open_manifest(documents)["totals"], **figures}
+
+
+@app.command("build")
+def tokenizer_build(
+    inputs: Inputs,
+    out: Out,
+    kind: Annotated[str, typer.Option(help="equal-info: windows of equal information.")] = "equal-info",
+    window: Annotated[int, typer.Option(help="Bits of a window, 8 to 20: 2 ** window strings.")] = 16,
+    builder: Annotated[str, typer.Option(help="How strings are chosen: pairs, counts, topn or stopcell.")] = "pairs",
+    rounds: Annotated[int, typer.Option(help="Rounds of counting the sample's windows and choosing again.")] = 5,
+    parse: Annotated[str, typer.Option(help="The longest string first, or the fewest windows.")] = "longest",
+    tables: Annotated[int, typer.Option(help="Dictionaries, one for each group of similar documents.")] = 1,
+    sample_bytes: Annotated[int, typer.Option(help="Text to learn from, at most.")] = 1_000_000_000,
+    source_alpha: Annotated[
+        float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
+    ] = 1.0,
+    memory_mb: Annotated[int, typer.Option(help="Memory for building; a smaller sample fits less.")] = 2048,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Build a dictionary from documents."""
+    from seqmill.errors import UserError
+    from seqmill.manifest import open_manifest
+    from seqmill.pipeline.build_tokenizer import EqualInfoConfig
+    from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
+
+    if kind != "equal-info":
+        raise UserError(f"--kind {kind}: `tokenizer build` makes equal-info; `tokenizer train` makes the others")
+    config = TokenizerConfig(
+        kind=kind,
+        sample_bytes=sample_bytes,
+        source_alpha=source_alpha,
+        memory_mb=memory_mb,
+        equal_info=EqualInfoConfig(window, builder, rounds, parse, tables),
+    )
+    with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
+        documents = stage.documents(inputs)
+        encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
+        figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
+        stage.figures = {**open_manifest(documents)["totals"], **figures}
