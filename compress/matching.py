@@ -76,7 +76,8 @@ def _longest_matches(
                 last += 1
         _cut_pieces(units, values, root, data, starts[:pieces], stops, limits, origin, slots)
         for piece in range(pieces):
-            while place == offsets[document + 1]:  # empty documents too
+            # empty documents end here too; so does one whose last piece lies within a string of the piece before
+            while document < len(offsets) - 1 and place == offsets[document + 1]:
                 document += 1
                 ends[document] = out
             place, out = _join(

@@ -75,12 +75,11 @@ def longest_string(
 @numba.njit(nogil=True, cache=True)
 def _build(offsets: np.ndarray, blob: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Units, values and the root's base; nodes level by level, each an interval of strings that share its bytes."""
-    slots = 2 * BLOCK
-    units = np.full(slots, np.uint32(FREE))
-    values = np.zeros(slots, np.uint32)
-    used_base = np.zeros(slots, np.bool_)
+    capacity, slots = 1 << 16, 2 * BLOCK  # room, and how much of it is in use
+    units, values = np.full(capacity, np.uint32(FREE)), np.zeros(capacity, np.uint32)
+    used_base = np.zeros(capacity, np.bool_)
     used_base[0] = True
-    free = np.full(slots // BLOCK, BLOCK)  # slots of every block
+    free = np.full(capacity // BLOCK, BLOCK)  # slots of every block
     first = np.empty(len(blob) + 1, np.int64)  # queue of nodes: strings first..last - 1 begin with the node's bytes
     last = np.empty(len(blob) + 1, np.int64)
     depth = np.empty(len(blob) + 1, np.int64)
@@ -100,16 +99,14 @@ def _build(offsets: np.ndarray, blob: np.ndarray) -> tuple[np.ndarray, np.ndarra
         if low == high:
             continue  # no child: base 0
         children = _children(offsets, blob, low, high, deep, labels, begins)
-        base = _free_base(units, used_base, free, labels, children)
+        base = _free_base(units, used_base, free[: slots // BLOCK], labels, children)
         while base < 0:  # one more block
-            more = len(units) + BLOCK
-            longer_units, longer_values = np.full(more, np.uint32(FREE)), np.zeros(more, np.uint32)
-            longer_used = np.zeros(more, np.bool_)
-            longer_units[: len(units)], longer_values[: len(units)] = units, values
-            longer_used[: len(units)] = used_base
-            units, values, used_base = longer_units, longer_values, longer_used
-            free = np.append(free, BLOCK)
-            base = _free_base(units, used_base, free, labels, children)
+            slots += BLOCK
+            if slots > capacity:
+                units, values = _twice(units, np.uint32(FREE)), _twice(values, np.uint32(0))
+                used_base, free = _twice(used_base, False), _twice(free, BLOCK)
+                capacity *= 2
+            base = _free_base(units, used_base, free[: slots // BLOCK], labels, children)
         used_base[base] = True
         if slot < 0:
             root = base
@@ -122,7 +119,15 @@ def _build(offsets: np.ndarray, blob: np.ndarray) -> tuple[np.ndarray, np.ndarra
             first[queued], last[queued] = begins[child], begins[child + 1]
             depth[queued], where[queued] = deep + 1, at
             queued += 1
-    return units, values, root
+    return units[:slots], values[:slots], root
+
+
+@numba.njit(nogil=True, cache=True)
+def _twice(array: np.ndarray, fill: np.uint32 | bool | int) -> np.ndarray:
+    """An array with as many entries more, all of one value."""
+    longer = np.full(2 * len(array), fill, array.dtype)
+    longer[: len(array)] = array
+    return longer
 
 
 @numba.njit(nogil=True, cache=True)
