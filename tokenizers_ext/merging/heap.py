@@ -63,13 +63,6 @@ def sink(heap: Heap, at: int, length: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def order_all(heap: Heap, length: int) -> None:
-    """Make a heap of the pairs in `order`, which stand in no order."""
-    for at in range(length // 2 - 1, -1, -1):
-        sink(heap, at, length)
-
-
-@numba.njit(nogil=True, cache=True)
 def push(heap: Heap, pair: int, length: int) -> int:
     """Put a pair in; returns the new length."""
     heap.order[length] = pair
