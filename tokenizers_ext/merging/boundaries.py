@@ -159,7 +159,7 @@ def _mark_rows(
     text = np.empty(0, np.uint8)
     for row in range(len(row_offsets) - 1):
         first, last = row_offsets[row], row_offsets[row + 1]
-        size = 0
+        size = np.int64(0)  # of one type: for a 0 all that it is given to would be compiled once more
         for t in range(first, last):
             id_ = np.uint64(ids[np.uint64(t)])
             size += piece_offsets[id_ + np.uint64(1)] - piece_offsets[id_]
@@ -207,7 +207,7 @@ def _mark(
     At the top of the loop one begins at byte `at`, in the token t, which begins at byte `start`.
     """
     one, t, end_of_row = np.uint64(1), np.uint64(first), np.uint64(last)
-    start, at = 0, 0
+    start = at = np.int64(0)
     while t < end_of_row:
         begins[t] = True
         kind = outlines[np.uint64(ids[t])] & 3 if at == start else UNTOLD

@@ -177,11 +177,11 @@ def _merge_on(state: State, rules: Rules, merges: np.ndarray) -> int:
         if used[IN_HEAP] == 0 or heap.scores[heap.order[0]] < used[FLOOR]:
             if used[FLOOR] > rules.min_count:
                 used[FLOOR] = max(used[FLOOR] // STEP, rules.min_count)
-                _enter(0, state, rules)
+                _enter(np.int64(0), state, rules)
                 continue
             if used[IN_HEAP] == 0:
                 break
-        pair = heap.order[0]
+        pair = np.int64(heap.order[0])
         if not _is_best(pair, state, rules):
             continue
         if rules.objective == LIKELIHOOD and heap.scores[pair] <= 0:
@@ -225,7 +225,7 @@ def _is_best(pair: int, state: State, rules: Rules) -> bool:
     score = np.float64(count) if rules.objective == FREQUENCY else _gain(pair, state)
     if score < heap.scores[pair]:
         heap.scores[pair] = score
-        sink(heap, 0, used[IN_HEAP])
+        sink(heap, np.int64(0), used[IN_HEAP])
         return False
     return True
 
@@ -354,10 +354,10 @@ def _rescore_chain(heads: np.ndarray, chain: np.ndarray, id_: int, state: State)
     heap = state.heap
     keys, scores, place, _ = heap
     pair_counts, id_counts, total = state.pairs.counts, state.symbols.counts, state.used[TOKENS]
-    before = NO_PAIR
-    pair = heads[id_]
+    before = np.int64(NO_PAIR)
+    pair = np.int64(heads[id_])
     while pair != NO_PAIR:
-        following = chain[pair]
+        following = np.int64(chain[pair])
         if place[pair] == ABSENT:
             if before == NO_PAIR:
                 heads[id_] = following
@@ -371,7 +371,7 @@ def _rescore_chain(heads: np.ndarray, chain: np.ndarray, id_: int, state: State)
                 score = _gain(pair, state)
             if score > scores[pair]:  # lower ones are found at the top of the heap
                 scores[pair] = score
-                rise(heap, place[pair])
+                rise(heap, np.int64(place[pair]))
             before = pair
         pair = following
 

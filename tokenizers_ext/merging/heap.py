@@ -77,5 +77,5 @@ def pop(heap: Heap, length: int) -> int:
     length -= 1
     if length:
         heap.order[0] = heap.order[length]
-        sink(heap, 0, length)
+        sink(heap, np.int64(0), length)
     return length
