@@ -168,13 +168,19 @@ def encode_within(engine: Engine, offsets: np.ndarray, data: np.ndarray, type_: 
     if by_lines and np.diff(offsets).max() > engine.most_bytes:
         borders, firsts = _cut_long_documents(offsets, data, engine.most_bytes)
     counts: list[np.ndarray] = []
-    ids: list[np.ndarray] = []
+    ids: np.ndarray = np.empty(0, type_)
+    filled = 0
     for first, stop in _calls(borders, engine):
         ends, values = engine.encode(borders[first : stop + 1], data)
         counts.append(np.diff(ends))
-        ids.append(values.astype(type_, copy=False))
+        if stop - first == len(borders) - 1 and values.dtype == type_:
+            return ends[firsts], values
+        share = (borders[stop] - borders[0]) / (borders[-1] - borders[0] or 1)
+        ids = _with_room(ids, filled, filled + len(values), share)
+        ids[filled : filled + len(values)] = values  # narrowed while they are copied
+        filled += len(values)
     ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(np.concatenate(counts))])
-    return ends[firsts], _joined(ids)
+    return ends[firsts], ids[:filled]
 
 
 def can_cut_lines(description: Description, parse_special: bool) -> bool:
@@ -240,17 +246,16 @@ def _calls(borders: np.ndarray, engine: Engine) -> Iterator[tuple[int, int]]:
         first = stop
 
 
-def _joined(parts: list[np.ndarray]) -> np.ndarray:
-    """One array; every part is freed when it is copied, so that there is never a second copy of all."""
-    if len(parts) == 1:
-        return parts[0]
-    joined = np.empty(sum(map(len, parts)), parts[0].dtype)
-    place = len(joined)
-    while parts:
-        part = parts.pop()
-        place -= len(part)
-        joined[place : place + len(part)] = part
-    return joined
+def _with_room(ids: np.ndarray, filled: int, needed: int, share: float) -> np.ndarray:
+    """The same array with room for `needed` ids, which come from a `share` of the text: made for all of it, and a few
+    more, so that ids are hardly ever moved."""
+    if needed <= len(ids):
+        return ids
+    wanted = needed if share >= 1 else int(needed / share * 1.03) + 1
+    # Arrow keeps the pages that it had before; new ones would cost as much as all of the copying.
+    room = np.frombuffer(pa.allocate_buffer(wanted * ids.itemsize), ids.dtype)
+    room[:filled] = ids[:filled]
+    return room
 
 
 def text_array(offsets: np.ndarray, data: np.ndarray) -> pa.LargeStringArray:

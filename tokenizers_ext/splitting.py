@@ -137,7 +137,7 @@ def _plain_end(data: np.ndarray, at: int, stop: int, rule: int, classes: np.ndar
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _class_at(data: np.ndarray, at: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
+def class_at(data: np.ndarray, at: int, stop: int, classes: np.ndarray) -> tuple[int, int]:
     """The class of the character at data[at] and its length in bytes."""
     lead = data[np.uint64(at)]
     if lead < 0x80:
@@ -184,7 +184,7 @@ def _space_end(data: np.ndarray, begin: int, stop: int, classes: np.ndarray) -> 
     r"""`\s+(?!\S)|\s+`: white space up to the end of the document, or all but the last character of several."""
     at = last = begin
     while at < stop:
-        class_, size = _class_at(data, at, stop, classes)
+        class_, size = class_at(data, at, stop, classes)
         if class_ != SPACE:
             return at if last == begin else last
         last = at
@@ -216,10 +216,10 @@ def _gpt2_end(data: np.ndarray, at: int, stop: int, joins_words: bool, classes: 
         end = _contraction_end(data, at, stop, False)
         if end > at:
             return end
-    class_, size = _class_at(data, at, stop, classes)
+    class_, size = class_at(data, at, stop, classes)
     start = at
     if data[at] == ord(" ") and at + 1 < stop:
-        class_, size = _class_at(data, at + 1, stop, classes)
+        class_, size = class_at(data, at + 1, stop, classes)
         start = at + 1
     if class_ == SPACE:
         return _space_end(data, at, stop, classes)
@@ -234,15 +234,15 @@ def _gpt2_end(data: np.ndarray, at: int, stop: int, joins_words: bool, classes: 
 
 @numba.njit(nogil=True, cache=True)
 def _word_end(data: np.ndarray, at: int, stop: int, classes: np.ndarray) -> int:
-    class_, size = _class_at(data, at, stop, classes)
+    class_, size = class_at(data, at, stop, classes)
     if data[at] == ord(" ") and at + 1 < stop:
-        class_, size = _class_at(data, at + 1, stop, classes)
+        class_, size = class_at(data, at + 1, stop, classes)
         size += 1
     if class_ == SPACE:
         return _space_end(data, at, stop, classes)
     end = at + size
     while end < stop:
-        class_, size = _class_at(data, end, stop, classes)
+        class_, size = class_at(data, end, stop, classes)
         if class_ == SPACE:
             break
         end += size
@@ -256,13 +256,13 @@ def _cl100k_end(data: np.ndarray, at: int, stop: int, most_digits: int, classes:
         end = _contraction_end(data, at, stop, True)
         if end > at:
             return end
-    class_, size = _class_at(data, at, stop, classes)
+    class_, size = class_at(data, at, stop, classes)
     if class_ == LETTER:
         return _run_end(data, at + size, stop, LETTER, classes)
     if class_ == NUMBER:
         return _digits_end(data, at + size, stop, most_digits - 1, classes)
     if at + size < stop and not _ends_line(lead):
-        following, following_size = _class_at(data, at + size, stop, classes)
+        following, following_size = class_at(data, at + size, stop, classes)
         if following == LETTER:
             return _run_end(data, at + size + following_size, stop, LETTER, classes)
         if lead == ord(" ") and following == OTHER:
@@ -286,7 +286,7 @@ def _digits_end(data: np.ndarray, at: int, stop: int, most: int, classes: np.nda
     for _ in range(most):
         if at >= stop:
             break
-        class_, size = _class_at(data, at, stop, classes)
+        class_, size = class_at(data, at, stop, classes)
         if class_ != NUMBER:
             break
         at += size
@@ -298,7 +298,7 @@ def _last_line_end(data: np.ndarray, at: int, stop: int, classes: np.ndarray) ->
     r"""`\s*[\r\n]+`: behind the last line end of the white space at data[at]; `at` when it holds none."""
     found = at
     while at < stop:
-        class_, size = _class_at(data, at, stop, classes)
+        class_, size = class_at(data, at, stop, classes)
         if class_ != SPACE:
             break
         at += size

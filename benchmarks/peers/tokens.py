@@ -6,7 +6,7 @@
     python encode_PEER.py train OUT DOCUMENTS VOCAB_SIZE    seconds; the vocabulary is left in OUT
 
 DOCUMENTS is one file of JSON lines with id and text. Cold is the first call of a codec just made, behind one of another
-codec for a single short text, which loads code; warm is the best of two later ones, or of as many as half a second has
+codec for a single short text, which loads code; warm is the best of two later ones, or of as many as four seconds have
 room for. Drivers run in the peer's own environment, so this file uses the standard library only.
 """
 
@@ -25,7 +25,7 @@ from typing import Any
 
 from protocol import read_documents
 
-WARM_REPEATS, WARM_SECONDS = 2, 0.5
+WARM_REPEATS, WARM_SECONDS = 2, 4.0
 BATCH = 1000  # documents given to a trainer at a time
 SHORT = "ACGTACGTACGT"  # text of every tokenizer of the benchmark, k-mers included
 THREADS = 1 if os.environ.get("RAYON_NUM_THREADS") == "1" else os.cpu_count() or 1

@@ -11,18 +11,19 @@ model can make an embedding for it and every row expands to its base ids again.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import numba
 import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.encoder import Encoder, list_array
+from seqmill.tokenizers_ext.encoder import Encoder, id_type, list_array
 from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
-from seqmill.tokenizers_ext.merging.engine import apply_merges, learn_merges
+from seqmill.tokenizers_ext.merging.engine import learn_merges
+from seqmill.tokenizers_ext.merging.ranks import Ranks, apply_merges, ranks_of
 from seqmill.tokenizers_ext.merging.text import Text, remaining, text_of
 from seqmill.tokenizers_ext.splitting import PATTERNS
-from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
 SCOPES = ("sample", "batch")
 TOKENS_AT_ONCE = 1 << 21  # that a table is applied to, unless one segment is longer: 40 bytes each while it is
@@ -76,6 +77,11 @@ class MergeTable:
     def vocab_size(self) -> int:
         """One more than the largest id, base or merged."""
         return self.base_vocab + len(self)
+
+    @cached_property
+    def ranks(self) -> Ranks:
+        """The merges by the pair that they join."""
+        return ranks_of(self.left, self.right)
 
     def expansions(self) -> tuple[np.ndarray, np.ndarray]:
         """The base ids of every id: int64[vocab_size + 1] offsets into uint32[...]; a base id stands for itself."""
@@ -163,22 +169,18 @@ def apply_table(encoder: Encoder, ids: pa.ListArray, table: MergeTable) -> pa.Li
             f"{encoder.fingerprint[:12]}...: learn a table for this tokenizer"
         )
     rows = _Rows.of(encoder, ids, table.rule)
-    merged, offsets, done = [np.empty(0, np.int32)], [np.zeros(1, np.int64)], 0
+    kind = id_type(table.vocab_size).to_pandas_dtype()
+    merged, offsets, done = [np.empty(0, kind)], [np.zeros(1, np.int64)], 0
     for start, stop in _stretches(rows.segments, TOKENS_AT_ONCE):
-        text = text_of(rows.ids[start:stop], rows.segments[start:stop] - rows.segments[start], _once(stop - start))
-        apply_merges(text, table.left, table.right, table.base_vocab)
+        text = text_of(rows.ids[start:stop], rows.segments[start:stop], np.empty(0, np.int64))
+        apply_merges(text, table.ranks, table.base_vocab)
         ends_here = rows.offsets[(rows.offsets > start) & (rows.offsets <= stop)] - start
-        kept, ends = remaining(text, np.concatenate([[0], ends_here, [stop - start]]))
+        kept, ends = remaining(text, np.concatenate([[0], ends_here, [stop - start]]), kind)
         merged.append(kept)
         offsets.append(done + ends[1:-1])
         done += len(kept)
     empty_first = np.zeros(len(rows.offsets) - 1 - sum(len(part) for part in offsets[1:]), np.int64)
     return list_array(np.concatenate([offsets[0], empty_first, *offsets[1:]]), np.concatenate(merged), table.vocab_size)
-
-
-def _once(segments: int) -> np.ndarray:
-    """Weights of segments that occur once each."""
-    return np.ones(segments, np.int64)
 
 
 def _stretches(segments: np.ndarray, most: int) -> Iterator[tuple[int, int]]:
@@ -215,10 +217,11 @@ class _Rows:
         values, offsets = flat_rows(ids)
         if len(values) and values.max() >= encoder.vocab_size:
             raise UserError(f"id {values.max()} is outside the vocabulary of {encoder.vocab_size} ids")
-        return cls(values, offsets, segments_of(values, offsets, bytes_of_ids(encoder), rule))
+        return cls(values, offsets, segments_of(values, offsets, encoder, rule))
 
     def text(self) -> Text:
-        return text_of(self.ids, self.segments, _once(len(self.ids)))
+        once = np.ones(1 + self.segments.max(initial=0), np.int64)
+        return text_of(self.ids, self.segments, once)
 
     def row(self, number: int) -> "_Rows":
         start, stop = self.offsets[number : number + 2]
@@ -253,7 +256,7 @@ def _merge_each(encoder: Encoder, rows: _Rows, config: MergeConfig) -> MergedBat
 
 
 def _as_lists(text: Text, row_offsets: np.ndarray, table: MergeTable) -> pa.ListArray:
-    ids, offsets = remaining(text, row_offsets)
+    ids, offsets = remaining(text, row_offsets, id_type(table.vocab_size).to_pandas_dtype())
     return list_array(offsets, ids, table.vocab_size)
 
 

@@ -1,6 +1,6 @@
 """Byte-pair merging by a heap of pairs: every merge costs the occurrences it changes, not the length of the text.
 
-One loop serves three objectives:
+One loop serves two objectives:
 
 - frequency: merge the pair that occurs most often (BPE: Sennrich et al. 2016, "Neural Machine Translation of Rare Words
   with Subword Units", section 3.2). Overlapping occurrences count, as in `tokenizers`: "aaa" holds "aa" twice.
@@ -9,7 +9,6 @@ One loop serves three objectives:
   merge changes it by exactly
       f(c_a - n) + f(c_b - n) + f(n) - f(c_a) - f(c_b) - f(N - n) + f(N)
   or, for a pair of equal ids, f(c_a - 2n) + f(n) - f(c_a) - f(N - n) + f(N).
-- rank: apply merges that were learned before, in their order.
 
 Ties go to the pair of lower ids, so nothing depends on the order of the text.
 """
@@ -21,14 +20,25 @@ import numba
 import numpy as np
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.merging.heap import ABSENT, Heap, order_all, pop, push, rise, sink
-from seqmill.tokenizers_ext.merging.text import NO_PAIR, Pairs, Text, left_of, note_positions, number_pairs, right_of
+from seqmill.tokenizers_ext.merging.heap import ABSENT, Heap, pop, push, rise, sink
+from seqmill.tokenizers_ext.merging.text import (
+    NO_PAIR,
+    Pairs,
+    Text,
+    left_of,
+    longer,
+    note_positions,
+    number_pairs,
+    right_of,
+)
 
 OBJECTIVES = {"frequency": 0, "likelihood": 1}
-FREQUENCY, LIKELIHOOD, RANK = range(3)
+FREQUENCY, LIKELIHOOD = range(2)
 EXACT_COUNTS = 2**53  # scores are float64
+LEAST_ROOM = 1 << 10  # pairs, and positions, for which there is room beyond those of the text
 
-PAIRS, POSITIONS, IN_HEAP, MERGES, TOKENS = range(5)  # places in `used`
+PAIRS, POSITIONS, IN_HEAP, MERGES, TOKENS, FLOOR = range(6)  # places in `used`
+STEP = 4  # the floor falls to this part of itself
 
 
 @dataclass(frozen=True)
@@ -43,13 +53,23 @@ class Merges:
         return len(self.left)
 
 
-class Symbols(NamedTuple):
-    """Arrays over ids."""
+class Rules(NamedTuple):
+    """What may be merged; the arguments of `learn_merges`."""
 
-    counts: np.ndarray  # int64[ids]: weighted occurrences
-    of_left: np.ndarray  # int32[ids]: the last pair made with this id at its left, for objective likelihood
-    of_right: np.ndarray  # int32[ids]: the last pair made with this id at its right
-    places: np.ndarray  # int32[2, ids]: scratch, occurrences and then numbers of the pairs of one merge
+    first_new: int
+    most: int
+    objective: int
+    min_count: int
+    longest: int
+
+
+class Symbols(NamedTuple):
+    """Arrays over ids; those for objective likelihood are empty under the other."""
+
+    counts: np.ndarray  # int64[ids]: weighted occurrences, for likelihood
+    of_left: np.ndarray  # int32[ids]: the last pair made with this id at its left, for likelihood
+    of_right: np.ndarray  # int32[ids]: the last pair made with this id at its right, for likelihood
+    places: np.ndarray  # int32[ids]: scratch, occurrences and then numbers of the pairs of one merge
     met: np.ndarray  # int32[ids]: scratch, ids met beside the token of one merge
 
 
@@ -58,6 +78,18 @@ class Chains(NamedTuple):
 
     left: np.ndarray  # int32[pairs]
     right: np.ndarray  # int32[pairs]
+
+
+class State(NamedTuple):
+    """All that merging changes."""
+
+    text: Text
+    pairs: Pairs
+    positions: np.ndarray  # int32[...]: slots where pairs begin
+    symbols: Symbols
+    chains: Chains
+    heap: Heap
+    used: np.ndarray  # int64[6]: how much of the arrays is in use, weighted TOKENS, and the FLOOR
 
 
 def learn_merges(
@@ -75,58 +107,47 @@ def learn_merges(
     Raises:
         UserError: the weighted text has 2**53 tokens or more, which counts here would not hold exactly.
     """
+    rules = Rules(first_new, most, OBJECTIVES[objective], min_count, longest or len(text.symbols) + 1)
     merges = np.zeros((3, most), np.int64)
-    made = _run(text, first_new, most, OBJECTIVES[objective], min_count, longest or len(text.symbols) + 1, merges, None)
+    state = _begin(text, rules)
+    while needed := _merge_on(state, rules, merges):
+        state = _with_room(state, int(needed))
+    made = int(state.used[MERGES])
     return Merges(merges[0, :made].astype(np.int32), merges[1, :made].astype(np.int32), merges[2, :made].copy())
 
 
-def apply_merges(text: Text, left: np.ndarray, right: np.ndarray, first_new: int) -> None:
-    """Make the k-th merge (left[k], right[k]) -> first_new + k wherever it applies, lowest k first; `text` is changed.
-
-    Args:
-        left: int32[merges], ids below first_new + k.
-        right: int32[merges], as left.
-    """
-    keys = left.astype(np.uint64) << np.uint64(32) | right.astype(np.uint64)
-    order = np.argsort(keys)
-    _run(text, first_new, len(left), RANK, 1, len(text.symbols) + 1, np.zeros((3, 1), np.int64), (keys[order], order))
-
-
-def _run(
-    text: Text,
-    first_new: int,
-    most: int,
-    objective: int,
-    min_count: int,
-    longest: int,
-    merges: np.ndarray,
-    ranks: tuple[np.ndarray, np.ndarray] | None,
-) -> int:
-    symbols = _symbols(text, first_new + most)
-    total = int(symbols.counts.sum())
-    if total >= EXACT_COUNTS:
-        raise UserError(f"the text has {total} tokens, counts are exact below {EXACT_COUNTS}: train on a sample")
-    keys, sizes = number_pairs(text)
-    pairs = Pairs(keys, np.zeros(len(keys), np.int64), np.cumsum(sizes) - sizes, sizes)
-    positions = np.empty(int(sizes.sum()), np.int32)
-    note_positions(text, pairs, positions)
-    used = np.array([len(keys), len(positions), 0, 0, total], np.int64)
-    ranked = ranks or (np.empty(0, np.uint64), np.empty(0, np.int64))
-    pairs, heap, chains, positions = _with_room(pairs, None, None, positions, used, 1 << 10)
-    rules = (objective, min_count, longest)
-    _enter(0, used[PAIRS], text, pairs, positions, symbols, chains, heap, rules, ranked, used)
-    while True:
-        needed = _merge_on(text, pairs, positions, symbols, chains, heap, first_new, most, rules, ranked, used, merges)
-        if not needed:
-            return int(used[MERGES])
-        pairs, heap, chains, positions = _with_room(pairs, heap, chains, positions, used, int(needed))
+def _begin(text: Text, rules: Rules) -> State:
+    """Count the pairs of a text; none is in the heap yet."""
+    keys, sizes, found = number_pairs(text)
+    ends = np.cumsum(sizes[:found])
+    first = np.empty(len(keys), np.int64)
+    first[:found] = ends - sizes[:found]
+    pairs = Pairs(keys, np.zeros(len(keys), np.int64), first, sizes)
+    positions = np.empty(int(ends[-1]) if found else 0, np.int32)
+    tokens = int(note_positions(text, pairs, positions))
+    if tokens >= EXACT_COUNTS:
+        raise UserError(f"the text has {tokens} tokens, counts are exact below {EXACT_COUNTS}: train on a sample")
+    floor = rules.min_count
+    if rules.objective == FREQUENCY:
+        floor = max(floor, int(pairs.counts[:found].max(initial=0)) + 1)
+    used = np.array([found, len(positions), 0, 0, tokens, floor], np.int64)
+    none = [np.empty(0, np.int32)] * 2
+    heap = Heap(keys, np.empty(0, np.float64), *none)
+    state = _with_room(State(text, pairs, positions, _symbols(text, rules), Chains(*none), heap, used), LEAST_ROOM)
+    state.heap.place[:found] = ABSENT
+    if rules.objective == LIKELIHOOD:
+        _enter(0, state, rules)
+    return state
 
 
-def _symbols(text: Text, ids: int) -> Symbols:
-    counts = np.zeros(ids, np.int64)
-    _count_symbols(text, counts)
-    none = np.full((2, ids), NO_PAIR, np.int32)
-    return Symbols(counts, none[0], none[1], np.zeros((2, ids), np.int32), np.empty(ids, np.int32))
+def _symbols(text: Text, rules: Rules) -> Symbols:
+    ids = rules.first_new + rules.most
+    known = ids if rules.objective == LIKELIHOOD else 0
+    counts = np.zeros(known, np.int64)
+    if known:
+        _count_symbols(text, counts)
+    none = np.full((2, known), NO_PAIR, np.int32)
+    return Symbols(counts, none[0], none[1], np.zeros(ids, np.int32), np.empty(ids, np.int32))
 
 
 @numba.njit(nogil=True, cache=True)
@@ -138,116 +159,88 @@ def _count_symbols(text: Text, counts: np.ndarray) -> None:
         at += spans[at]
 
 
-def _with_room(
-    pairs: Pairs, heap: Heap | None, chains: Chains | None, positions: np.ndarray, used: np.ndarray, more: int
-) -> tuple[Pairs, Heap, Chains, np.ndarray]:
+def _with_room(state: State, more: int) -> State:
     """The same arrays with room for `more` pairs and positions, and half as much again as there is."""
-    length = int(used[PAIRS]) * 3 // 2 + more
-    old = heap or Heap(pairs.keys, *(np.empty(0, kind) for kind in (np.float64, np.int32, np.int32)))
-    old_chains = chains or Chains(np.empty(0, np.int32), np.empty(0, np.int32))
-    larger = Pairs(*(_resized(array, length) for array in pairs))
-    new = Heap(larger.keys, *(_resized(array, length) for array in old[1:]))
-    room = _resized(positions, int(used[POSITIONS]) * 3 // 2 + more)
-    return larger, new, Chains(*(_resized(array, length) for array in old_chains)), room
-
-
-def _resized(array: np.ndarray, length: int) -> np.ndarray:
-    if len(array) >= length:
-        return array
-    longer = np.empty(length, array.dtype)
-    longer[: len(array)] = array
-    return longer
+    places, pairs = (int(state.used[what]) * 3 // 2 + more for what in (POSITIONS, PAIRS))
+    pairs = max(pairs, len(state.pairs.keys))
+    larger = Pairs(*(longer(array, pairs) for array in state.pairs))
+    heap = Heap(larger.keys, *(longer(array, pairs) for array in state.heap[1:]))
+    chains = Chains(*(longer(array, pairs) for array in state.chains))
+    return state._replace(pairs=larger, heap=heap, chains=chains, positions=longer(state.positions, places))
 
 
 @numba.njit(nogil=True, cache=True)
-def _merge_on(
-    text: Text,
-    pairs: Pairs,
-    positions: np.ndarray,
-    symbols: Symbols,
-    chains: Chains,
-    heap: Heap,
-    first_new: int,
-    most: int,
-    rules: tuple[int, int, int],
-    ranked: tuple[np.ndarray, np.ndarray],
-    used: np.ndarray,
-    merges: np.ndarray,
-) -> int:
+def _merge_on(state: State, rules: Rules, merges: np.ndarray) -> int:
     """Merge until all is done (returns 0) or the arrays are full (returns how many places the next merge may need)."""
-    objective = rules[0]
-    while used[IN_HEAP] > 0 and (used[MERGES] < most or objective == RANK):
-        pair = heap.order[0]
-        if not _is_best(pair, text, pairs, positions, symbols, heap, rules, used):
+    _, pairs, positions, symbols, chains, heap, used = state
+    while used[MERGES] < rules.most:
+        if used[IN_HEAP] == 0 or heap.scores[heap.order[0]] < used[FLOOR]:
+            if used[FLOOR] > rules.min_count:
+                used[FLOOR] = max(used[FLOOR] // STEP, rules.min_count)
+                _enter(np.int64(0), state, rules)
+                continue
+            if used[IN_HEAP] == 0:
+                break
+        pair = np.int64(heap.order[0])
+        if not _is_best(pair, state, rules):
             continue
-        if objective == LIKELIHOOD and heap.scores[pair] <= 0:
+        if rules.objective == LIKELIHOOD and heap.scores[pair] <= 0:
             break
         needed = 2 * pairs.sizes[pair]
         if used[PAIRS] + needed > len(pairs.keys) or used[POSITIONS] + needed > len(positions):
             return needed
         used[IN_HEAP] = pop(heap, used[IN_HEAP])
         left, right = np.int64(pairs.keys[pair] >> np.uint64(32)), np.int64(pairs.keys[pair] & np.uint64(0xFFFFFFFF))
-        new = first_new + (np.int64(-heap.scores[pair]) if objective == RANK else used[MERGES])
-        joined, weight = _join(pair, new, text, pairs, positions)
+        new = rules.first_new + used[MERGES]
+        joined, weight = _join(pair, new, state)
         before = used[PAIRS]
-        _note_new_pairs(pairs.first[pair], joined, new, text, pairs, positions, symbols, used)
-        symbols.counts[left] -= weight
-        symbols.counts[right] -= weight
-        symbols.counts[new] += weight
+        _note_new_pairs(pairs.first[pair], joined, new, state)
+        merges[0, used[MERGES]], merges[1, used[MERGES]], merges[2, used[MERGES]] = left, right, weight
         used[TOKENS] -= weight
-        if objective != RANK:
-            merges[0, used[MERGES]], merges[1, used[MERGES]], merges[2, used[MERGES]] = left, right, weight
         used[MERGES] += 1
-        _enter(before, used[PAIRS], text, pairs, positions, symbols, chains, heap, rules, ranked, used)
-        if objective == LIKELIHOOD:
-            _rescore_chain(symbols.of_left, chains.left, left, text, pairs, positions, symbols, heap, used)
-            _rescore_chain(symbols.of_right, chains.right, left, text, pairs, positions, symbols, heap, used)
+        if rules.objective == LIKELIHOOD:
+            symbols.counts[left] -= weight
+            symbols.counts[right] -= weight
+            symbols.counts[new] += weight
+        _enter(before, state, rules)
+        if rules.objective == LIKELIHOOD:
+            _rescore_chain(symbols.of_left, chains.left, left, state)
+            _rescore_chain(symbols.of_right, chains.right, left, state)
             if left != right:
-                _rescore_chain(symbols.of_left, chains.left, right, text, pairs, positions, symbols, heap, used)
-                _rescore_chain(symbols.of_right, chains.right, right, text, pairs, positions, symbols, heap, used)
+                _rescore_chain(symbols.of_left, chains.left, right, state)
+                _rescore_chain(symbols.of_right, chains.right, right, state)
     return 0
 
 
 @numba.njit(nogil=True, cache=True)
-def _is_best(
-    pair: int,
-    text: Text,
-    pairs: Pairs,
-    positions: np.ndarray,
-    symbols: Symbols,
-    heap: Heap,
-    rules: tuple[int, int, int],
-    used: np.ndarray,
-) -> bool:
+def _is_best(pair: int, state: State, rules: Rules) -> bool:
     """Whether the top of the heap has its present score; if not, it is moved to where it belongs, or out.
 
     Scores in the heap are never too low: counts only fall, and what may raise a likelihood is re-scored at once.
     """
-    objective, min_count, _ = rules
-    if pairs.counts[pair] < min_count:
+    heap, used, count = state.heap, state.used, state.pairs.counts[pair]
+    if count < rules.min_count:
         used[IN_HEAP] = pop(heap, used[IN_HEAP])
         return False
-    if objective == RANK:
-        return True
-    score = np.float64(pairs.counts[pair])
-    if objective == LIKELIHOOD:
-        score = _gain(pair, text, pairs, positions, symbols, used)
+    score = np.float64(count) if rules.objective == FREQUENCY else _gain(pair, state)
     if score < heap.scores[pair]:
         heap.scores[pair] = score
-        sink(heap, 0, used[IN_HEAP])
+        sink(heap, np.int64(0), used[IN_HEAP])
         return False
     return True
 
 
 @numba.njit(nogil=True, cache=True)
-def _join(pair: int, new: int, text: Text, pairs: Pairs, positions: np.ndarray) -> tuple[int, int]:
+def _join(pair: int, new: int, state: State) -> tuple[int, int]:
     """Replace every occurrence of a pair, from left to right without overlap, and take the pairs that vanish out of
     their counts. The slots of the new tokens are left where the pair's positions were; returns how many there are and
     how often they occur."""
-    symbols, spans, segments, weights, pair_at = text
-    counts, first = pairs.counts, pairs.first[pair]
+    symbols, spans, segments, weights, pair_at = state.text
+    _, counts, starts, sizes = state.pairs
+    positions = state.positions
+    first = starts[pair]
     joined, weight = 0, 0
-    for k in range(first, first + pairs.sizes[pair]):
+    for k in range(first, first + sizes[pair]):
         at = positions[k]
         if pair_at[at] != pair:
             continue
@@ -276,52 +269,45 @@ def _forget(at: int, occurs: int, pair_at: np.ndarray, counts: np.ndarray) -> No
 
 
 @numba.njit(nogil=True, cache=True)
-def _note_new_pairs(
-    first: int,
-    joined: int,
-    new: int,
-    text: Text,
-    pairs: Pairs,
-    positions: np.ndarray,
-    symbols: Symbols,
-    used: np.ndarray,
-) -> None:
+def _note_new_pairs(first: int, joined: int, new: int, state: State) -> None:
     """Number the pairs around the tokens whose slots are positions[first : first + joined], and note where they are.
 
     A pair of two new tokens is that of the left one with its right neighbour, and noted once.
     """
-    ids, spans, segments, weights, pair_at = text
-    keys, counts, starts, sizes = pairs
-    places, met = symbols.places, symbols.met
+    ids, spans, segments, weights, pair_at = state.text
+    keys, counts, starts, sizes = state.pairs
+    positions, places, met = state.positions, state.symbols.places, state.symbols.met
+    place, used = state.heap.place, state.used
     for side in range(2):
         kinds = 0
         for k in range(first, first + joined):
             beside = _beside(ids, spans, segments, positions[k], side, new)
             if beside >= 0:
                 other = ids[beside]
-                if places[side, other] == 0:
+                if places[other] == 0:
                     met[kinds] = other
                     kinds += 1
-                places[side, other] += 1
+                places[other] += 1
         for pair in range(used[PAIRS], used[PAIRS] + kinds):
             other = met[pair - used[PAIRS]]
             left, right = (np.uint64(new), np.uint64(other)) if side else (np.uint64(other), np.uint64(new))
             keys[pair] = left << np.uint64(32) | right
             counts[pair] = sizes[pair] = 0
+            place[pair] = ABSENT
             starts[pair] = used[POSITIONS]
-            used[POSITIONS] += places[side, other]
-            places[side, other] = pair
+            used[POSITIONS] += places[other]
+            places[other] = pair
         for k in range(first, first + joined):
             beside = _beside(ids, spans, segments, positions[k], side, new)
             if beside >= 0:
-                pair = places[side, ids[beside]]
+                pair = places[ids[beside]]
                 at = positions[k] if side else beside
                 positions[starts[pair] + sizes[pair]] = at
                 sizes[pair] += 1
                 counts[pair] += weights[segments[at]]
                 pair_at[at] = pair
         for k in range(kinds):
-            places[side, met[k]] = 0
+            places[met[k]] = 0
         used[PAIRS] += kinds
 
 
@@ -336,71 +322,42 @@ def _beside(ids: np.ndarray, spans: np.ndarray, segments: np.ndarray, at: int, s
 
 
 @numba.njit(nogil=True, cache=True)
-def _enter(
-    start: int,
-    stop: int,
-    text: Text,
-    pairs: Pairs,
-    positions: np.ndarray,
-    symbols: Symbols,
-    chains: Chains,
-    heap: Heap,
-    rules: tuple[int, int, int],
-    ranked: tuple[np.ndarray, np.ndarray],
-    used: np.ndarray,
-) -> None:
-    """Score the pairs from number `start` up to `stop` and put those into the heap that may be merged."""
-    objective, min_count, longest = rules
+def _enter(start: int, state: State, rules: Rules) -> None:
+    """Score the pairs from number `start` on that wait outside of the heap and put in those that may be merged.
+
+    By frequency, those below the floor go on waiting until all above it are merged: most are never asked for. Counts
+    only fall, so one that waits can never be the best before.
+    """
+    _, spans, _, _, _ = state.text
+    _, counts, first, _ = state.pairs
+    positions, symbols, chains, heap, used = state.positions, state.symbols, state.chains, state.heap, state.used
     keys, scores, place, _ = heap
-    counts, first, spans = pairs.counts, pairs.first, text.spans
-    for pair in range(start, stop):
-        place[pair] = ABSENT
-        if counts[pair] < min_count:
+    least = used[FLOOR]
+    for pair in range(start, used[PAIRS]):
+        if counts[pair] < least or place[pair] != ABSENT:
             continue
         at = positions[first[pair]]
-        if spans[at] + spans[at + spans[at]] > longest:
+        if spans[at] + spans[at + spans[at]] > rules.longest:
             continue
-        if objective == FREQUENCY:
-            scores[pair] = counts[pair]
-        elif objective == LIKELIHOOD:
-            scores[pair] = _gain(pair, text, pairs, positions, symbols, used)
+        scores[pair] = counts[pair]
+        if rules.objective == LIKELIHOOD:
+            scores[pair] = _gain(pair, state)
             left, right = keys[pair] >> np.uint64(32), keys[pair] & np.uint64(0xFFFFFFFF)
             chains.left[pair], symbols.of_left[left] = symbols.of_left[left], pair
             chains.right[pair], symbols.of_right[right] = symbols.of_right[right], pair
-        else:
-            rank = np.searchsorted(ranked[0], keys[pair])
-            if rank == len(ranked[0]) or ranked[0][rank] != keys[pair]:
-                continue
-            scores[pair] = -np.float64(ranked[1][rank])
-        if start > 0:
-            used[IN_HEAP] = push(heap, pair, used[IN_HEAP])
-        else:
-            heap.order[used[IN_HEAP]] = pair
-            place[pair] = used[IN_HEAP]
-            used[IN_HEAP] += 1
-    if start == 0:  # the first pairs are many: ordered at once, not one by one
-        order_all(heap, used[IN_HEAP])
+        used[IN_HEAP] = push(heap, pair, used[IN_HEAP])
 
 
 @numba.njit(nogil=True, cache=True)
-def _rescore_chain(
-    heads: np.ndarray,
-    chain: np.ndarray,
-    id_: int,
-    text: Text,
-    pairs: Pairs,
-    positions: np.ndarray,
-    symbols: Symbols,
-    heap: Heap,
-    used: np.ndarray,
-) -> None:
+def _rescore_chain(heads: np.ndarray, chain: np.ndarray, id_: int, state: State) -> None:
     """Give every pair with `id_` at one side its present score, and take those that left the heap off the chain."""
-    scores, place, keys = heap.scores, heap.place, heap.keys
-    pair_counts, id_counts, total = pairs.counts, symbols.counts, used[TOKENS]
-    before = NO_PAIR
-    pair = heads[id_]
+    heap = state.heap
+    keys, scores, place, _ = heap
+    pair_counts, id_counts, total = state.pairs.counts, state.symbols.counts, state.used[TOKENS]
+    before = np.int64(NO_PAIR)
+    pair = np.int64(heads[id_])
     while pair != NO_PAIR:
-        following = chain[pair]
+        following = np.int64(chain[pair])
         if place[pair] == ABSENT:
             if before == NO_PAIR:
                 heads[id_] = following
@@ -411,22 +368,23 @@ def _rescore_chain(
             if left != right:
                 score = _gain_of_two(pair_counts[pair], id_counts[left], id_counts[right], total)
             else:
-                score = _gain(pair, text, pairs, positions, symbols, used)
+                score = _gain(pair, state)
             if score > scores[pair]:  # lower ones are found at the top of the heap
                 scores[pair] = score
-                rise(heap, place[pair])
+                rise(heap, np.int64(place[pair]))
             before = pair
         pair = following
 
 
 @numba.njit(nogil=True, cache=True)
-def _gain(pair: int, text: Text, pairs: Pairs, positions: np.ndarray, symbols: Symbols, used: np.ndarray) -> float:
+def _gain(pair: int, state: State) -> float:
     """How much the merge raises the log-likelihood of the text, in nats; the formula is at the top of the module."""
-    left, right = np.int64(pairs.keys[pair] >> np.uint64(32)), np.int64(pairs.keys[pair] & np.uint64(0xFFFFFFFF))
+    key, counts, tokens = state.pairs.keys[pair], state.symbols.counts, state.used[TOKENS]
+    left, right = np.int64(key >> np.uint64(32)), np.int64(key & np.uint64(0xFFFFFFFF))
     if left == right:
-        n = _disjoint(pair, text, pairs, positions)
-        return _raise(n, used[TOKENS]) - _fall(symbols.counts[left], 2 * n)
-    return _gain_of_two(pairs.counts[pair], symbols.counts[left], symbols.counts[right], used[TOKENS])
+        n = _disjoint(pair, state)
+        return _raise(n, tokens) - _fall(counts[left], 2 * n)
+    return _gain_of_two(state.pairs.counts[pair], counts[left], counts[right], tokens)
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
@@ -448,11 +406,13 @@ def _fall(x: int, n: int) -> float:
 
 
 @numba.njit(nogil=True, cache=True)
-def _disjoint(pair: int, text: Text, pairs: Pairs, positions: np.ndarray) -> int:
+def _disjoint(pair: int, state: State) -> int:
     """Weighted occurrences of a pair of equal ids without overlap: "aaa" has one "aa", "aaaa" two."""
-    _, spans, segments, weights, pair_at = text
+    _, spans, segments, weights, pair_at = state.text
+    _, _, starts, sizes = state.pairs
+    positions = state.positions
     total, free = 0, 0
-    for k in range(pairs.first[pair], pairs.first[pair] + pairs.sizes[pair]):
+    for k in range(starts[pair], starts[pair] + sizes[pair]):
         at = positions[k]
         if pair_at[at] == pair and at >= free:
             total += weights[segments[at]]

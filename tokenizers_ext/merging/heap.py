@@ -63,13 +63,6 @@ def sink(heap: Heap, at: int, length: int) -> None:
 
 
 @numba.njit(nogil=True, cache=True)
-def order_all(heap: Heap, length: int) -> None:
-    """Make a heap of the pairs in `order`, which stand in no order."""
-    for at in range(length // 2 - 1, -1, -1):
-        sink(heap, at, length)
-
-
-@numba.njit(nogil=True, cache=True)
 def push(heap: Heap, pair: int, length: int) -> int:
     """Put a pair in; returns the new length."""
     heap.order[length] = pair
@@ -84,5 +77,5 @@ def pop(heap: Heap, length: int) -> int:
     length -= 1
     if length:
         heap.order[0] = heap.order[length]
-        sink(heap, 0, length)
+        sink(heap, np.int64(0), length)
     return length

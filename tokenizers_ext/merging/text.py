@@ -49,22 +49,24 @@ def text_of(symbols: np.ndarray, segments: np.ndarray, weights: np.ndarray) -> T
     """
     n = len(symbols)
     pair_at = np.full(n, NO_PAIR, np.int32)
-    return Text(symbols.astype(np.int32), np.ones(n, np.int32), segments.astype(np.int32), weights, pair_at)
+    segments = segments.astype(np.int32, copy=False)
+    return Text(symbols.astype(np.int32), np.ones(n, np.int32), segments, weights, pair_at)
 
 
-def remaining(text: Text, starts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def remaining(text: Text, starts: np.ndarray, kind: type[np.integer] = np.int32) -> tuple[np.ndarray, np.ndarray]:
     """The tokens as they are now.
 
     Args:
         starts: int64[rows + 1], slots where rows begin, and the end.
+        kind: type of the ids returned, which holds them all.
 
     Returns:
-        ids int32[tokens], and int64[rows + 1] offsets of the rows into them.
+        ids kind[tokens], and int64[rows + 1] offsets of the rows into them.
     """
-    ids = np.empty(len(text.symbols), np.int32)
+    ids = np.empty(len(text.symbols), kind)
     offsets = np.zeros(len(starts), np.int64)
     found = _remaining(text, starts, ids, offsets)
-    return ids[:found].copy(), offsets
+    return ids[:found], offsets
 
 
 @numba.njit(nogil=True, cache=True)
@@ -72,11 +74,12 @@ def _remaining(text: Text, starts: np.ndarray, ids: np.ndarray, offsets: np.ndar
     symbols, spans, _, _, _ = text
     found = 0
     for row in range(len(starts) - 1):
-        at = starts[row]
-        while at < starts[row + 1]:
-            ids[found] = symbols[at]
+        at, stop = starts[row], starts[row + 1]
+        while at < stop:
+            slot = np.uint64(at)
+            ids[np.uint64(found)] = symbols[slot]
             found += 1
-            at += spans[at]
+            at += spans[slot]
         offsets[row + 1] = found
     return found
 
@@ -98,72 +101,97 @@ def right_of(spans: np.ndarray, segments: np.ndarray, at: int) -> int:
     return following
 
 
-@numba.njit(nogil=True, cache=True)
-def number_pairs(text: Text) -> tuple[np.ndarray, np.ndarray]:
+def number_pairs(text: Text) -> tuple[np.ndarray, np.ndarray, int]:
     """Number the pairs of a text in the order of their first occurrence and write `pair_at`.
 
     Returns:
-        keys uint64[pairs] and sizes int64[pairs].
+        keys uint64[room] and sizes int64[room], of which the first `pairs` are in use; and `pairs`.
     """
+    room = 1 << 8
+    while room < min(len(text.symbols), MOST_KINDS):
+        room *= 2
+    keys, sizes = np.empty(room, np.uint64), np.empty(room, np.int64)
+    slots = np.full(2 * room, NO_PAIR, np.int32)
+    at, pairs = _number_on(text, slots, keys, sizes, 0, 0)
+    while at < len(text.symbols):
+        room *= 4
+        keys, sizes = longer(keys, room), longer(sizes, room)
+        slots = np.full(2 * room, NO_PAIR, np.int32)
+        _fill_slots(slots, keys, pairs)
+        at, pairs = _number_on(text, slots, keys, sizes, at, pairs)
+    return keys, sizes, pairs
+
+
+@numba.njit(nogil=True, cache=True)
+def _number_on(
+    text: Text, slots: np.ndarray, keys: np.ndarray, sizes: np.ndarray, at: int, pairs: int
+) -> tuple[np.int64, int]:
+    """Number pairs from the token at slot `at` on until the text ends or `keys` is full; returns where it stopped."""
     symbols, spans, segments, _, pair_at = text
-    capacity = 1 << 8
-    while capacity < min(len(symbols), MOST_KINDS):
-        capacity *= 2
-    slots = np.full(2 * capacity, -1, np.int32)
-    keys = np.empty(capacity, np.uint64)
-    sizes = np.zeros(capacity, np.int64)
-    found, following = 0, 0
-    while following < len(symbols):
-        at, following = following, following + spans[following]
-        pair_at[at] = NO_PAIR
-        if following == len(symbols) or segments[following] != segments[at]:
-            continue
-        if found == capacity:
-            capacity *= 4
-            keys, sizes = _longer(keys, capacity), _longer(sizes, capacity)
-            slots = np.full(2 * capacity, -1, np.int32)
-            for pair in range(found):
-                slots[_slot_of(slots, keys, keys[pair])] = pair
-        key = np.uint64(symbols[at]) << np.uint64(32) | np.uint64(symbols[following])
-        slot = _slot_of(slots, keys, key)
-        if slots[slot] < 0:
-            slots[slot] = found
-            keys[found] = key
-            sizes[found] = 0
-            found += 1
-        pair_at[at] = slots[slot]
-        sizes[slots[slot]] += 1
-    return keys[:found], sizes[:found]
+    room, last = len(keys), np.uint64(len(symbols))
+    here = np.uint64(at)  # unsigned indices are not tested for counting from the end
+    while here < last:
+        following = here + np.uint64(spans[here])
+        pair = np.int64(NO_PAIR)
+        if following < last and segments[following] == segments[here]:
+            key = np.uint64(symbols[here]) << np.uint64(32) | np.uint64(symbols[following])
+            slot = _slot_of(slots, keys, key)
+            pair = np.int64(slots[slot])
+            if pair == NO_PAIR:
+                if pairs == room:
+                    break
+                pair = np.int64(pairs)
+                slots[slot] = pair
+                keys[pair] = key
+                sizes[pair] = 0
+                pairs += 1
+            sizes[np.uint64(pair)] += 1
+        pair_at[here] = pair
+        here = following
+    return np.int64(here), pairs
+
+
+@numba.njit(nogil=True, cache=True)
+def _fill_slots(slots: np.ndarray, keys: np.ndarray, pairs: int) -> None:
+    for pair in range(pairs):
+        slots[_slot_of(slots, keys, keys[pair])] = pair
 
 
 @numba.njit(nogil=True, cache=True, inline="always")
-def _slot_of(slots: np.ndarray, keys: np.ndarray, key: int) -> int:
-    """Where `key` is, or where it belongs, in an open table."""
+def _slot_of(slots: np.ndarray, keys: np.ndarray, key: np.uint64) -> np.uint64:
+    """Where the number of `key` is, or where it belongs, in an open table; `keys` is by number."""
     mask = np.uint64(len(slots) - 1)
     slot = (key * np.uint64(0x9E3779B97F4A7C15)) >> np.uint64(32) & mask
-    while slots[slot] >= 0 and keys[slots[slot]] != key:
+    while slots[slot] != NO_PAIR and keys[np.uint64(slots[slot])] != key:
         slot = (slot + np.uint64(1)) & mask
-    return int(slot)
+    return slot
+
+
+def longer(array: np.ndarray, length: int) -> np.ndarray:
+    """The same array with room for `length` items, or itself if it has that."""
+    if len(array) >= length:
+        return array
+    room = np.empty(length, array.dtype)
+    room[: len(array)] = array
+    return room
 
 
 @numba.njit(nogil=True, cache=True)
-def _longer(array: np.ndarray, length: int) -> np.ndarray:
-    longer = np.empty(length, array.dtype)
-    longer[: len(array)] = array
-    return longer
-
-
-@numba.njit(nogil=True, cache=True)
-def note_positions(text: Text, pairs: Pairs, positions: np.ndarray) -> None:
-    """Write the positions and counts of the pairs that `number_pairs` found; `first` holds where each begins."""
+def note_positions(text: Text, pairs: Pairs, positions: np.ndarray) -> int:
+    """Write the positions and counts of the pairs that `number_pairs` found; `first` holds where each begins. Returns
+    how many tokens there are, weighted."""
     symbols, spans, segments, weights, pair_at = text
     _, counts, first, sizes = pairs
     sizes[:] = 0
-    at = 0
-    while at < len(symbols):
-        pair = pair_at[at]
-        if pair >= 0:
-            positions[first[pair] + sizes[pair]] = at
+    tokens = 0
+    here, last = np.uint64(0), np.uint64(len(symbols))
+    while here < last:
+        occurs = weights[np.uint64(segments[here])]
+        tokens += occurs
+        if pair_at[here] >= 0:
+            pair = np.uint64(pair_at[here])
+            positions[np.uint64(first[pair] + sizes[pair])] = here
             sizes[pair] += 1
-            counts[pair] += weights[segments[at]]
-        at += spans[at]
+            counts[pair] += occurs
+        here += np.uint64(spans[here])
+    return tokens

@@ -14,7 +14,6 @@ from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import learn_merges
 from seqmill.tokenizers_ext.merging.text import text_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
-from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 from seqmill.tokenizers_ext.training.bpe import grow, tokenizer_json
 
 RULE = "superword"
@@ -47,7 +46,6 @@ def add_superwords(
 
 def _tokens_of(encoder: SubwordEncoder, batches: Iterable[pa.Array], most: int) -> tuple[np.ndarray, np.ndarray]:
     """Base ids of whole batches, about `most` of them, and the stretches of words that they form."""
-    pieces = bytes_of_ids(encoder)
     ids, segments = [np.empty(0, np.int32)], [np.empty(0, np.int32)]
     tokens, stretches = 0, 0
     for texts in batches:
@@ -57,7 +55,7 @@ def _tokens_of(encoder: SubwordEncoder, batches: Iterable[pa.Array], most: int) 
         if not len(values):
             continue
         ids.append(values.astype(np.int32))
-        segments.append(segments_of(values, offsets, pieces, RULE) + np.int32(stretches))
+        segments.append(segments_of(values, offsets, encoder, RULE) + np.int32(stretches))
         tokens += len(values)
         stretches = int(segments[-1][-1]) + 1
     return np.concatenate(ids), np.concatenate(segments)

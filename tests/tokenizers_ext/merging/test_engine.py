@@ -6,7 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.merging.engine import apply_merges, learn_merges
+from seqmill.tokenizers_ext.merging.engine import learn_merges
+from seqmill.tokenizers_ext.merging.ranks import apply_merges, ranks_of
 from seqmill.tokenizers_ext.merging.text import Text, remaining, text_of
 
 from .oracle import joined, likelihood_gains, merge_by_frequency, merge_by_rank
@@ -69,7 +70,7 @@ def test_learned_merges_apply_to_other_text_as_an_encoder_applies_them(
 ) -> None:
     merges = learn_merges(as_text(learned_on, weights), FIRST_NEW, 20)
     text = as_text(segments, weights)
-    apply_merges(text, merges.left, merges.right, FIRST_NEW)
+    apply_merges(text, ranks_of(merges.left, merges.right), FIRST_NEW)
     pairs = list(zip(merges.left.tolist(), merges.right.tolist(), strict=True))
     assert as_lists(text, segments) == [merge_by_rank(segment, pairs, FIRST_NEW) for segment in segments]
 

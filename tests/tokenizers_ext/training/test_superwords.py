@@ -9,7 +9,6 @@ from seqmill.tokenizers_ext.merging.boundaries import flat_rows, segments_of
 from seqmill.tokenizers_ext.merging.engine import learn_merges
 from seqmill.tokenizers_ext.merging.text import remaining, text_of
 from seqmill.tokenizers_ext.subword import SubwordEncoder
-from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 from seqmill.tokenizers_ext.training import add_superwords, train_bpe
 
 TEXTS = [
@@ -36,9 +35,7 @@ def test_tokenizers_cuts_the_training_text_as_merging_left_it() -> None:
     longer = add_superwords(base, [pa.array(TEXTS)], 330, 10**6)
     encoder, reference = SubwordEncoder(base), Tokenizer.from_str(longer.decode())
     values, offsets = flat_rows(encoder.encode(pa.array(TEXTS)))
-    text = text_of(
-        values, segments_of(values, offsets, bytes_of_ids(encoder), "superword"), np.ones(len(values), np.int64)
-    )
+    text = text_of(values, segments_of(values, offsets, encoder, "superword"), np.ones(len(values), np.int64))
     merges = json.loads(longer)["model"]["merges"]
     vocab = json.loads(longer)["model"]["vocab"]
     learned = learn_merges(text, encoder.vocab_size, 30, min_count=2)
