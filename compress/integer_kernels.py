@@ -135,7 +135,7 @@ def rotate(heads: np.ndarray, positions: np.ndarray, cosines: np.ndarray, sines:
 @numba.njit(nogil=True, cache=True)
 def attend(
     queries: np.ndarray,
-    nodes: np.ndarray,
+    first: int,
     parents: np.ndarray,
     positions: np.ndarray,
     keys: np.ndarray,
@@ -149,7 +149,7 @@ def attend(
 
     Args:
         queries: int16[n, heads * head_dim or more].
-        nodes: int64[n]; the node of each row.
+        first: the node of the first row; the others follow it.
         parents: int32[all nodes]; -1 at a root.
         positions: integers[n]; ancestors of each node.
         keys, values: int16[all nodes, key heads * head_dim].
@@ -163,8 +163,8 @@ def attend(
     path, weights = np.empty(most, np.int64), np.empty(most, np.int64)
     total_values = np.empty(head_dim, np.int64)
     half = 1 << (_DOT_SHIFT - 1)
-    for i in range(len(nodes)):
-        length, node = positions[i] + 1, nodes[i]
+    for i in range(len(out)):
+        length, node = positions[i] + 1, first + i
         for j in range(length):
             path[j] = node
             node = parents[node]

@@ -117,21 +117,21 @@ class IntegerTransformer:
         """Keys, values and results of the nodes that have none yet; parents come before their children."""
         tree = self._tree
         while tree.computed < tree.used:
-            last = min(tree.computed + self._rows, tree.used)
-            self._run(np.arange(tree.computed, last))
-            tree.computed = last
+            nodes = slice(tree.computed, min(tree.computed + self._rows, tree.used))
+            self._run(nodes)
+            tree.computed = nodes.stop
 
-    def _run(self, nodes: np.ndarray) -> None:
-        """All layers for some nodes whose ancestors are among them or computed."""
+    def _run(self, nodes: slice) -> None:
+        """All layers for nodes whose ancestors are among them or computed."""
         tree, shape, tensors = self._tree, self.weights.shape, self.weights.tensors
         epsilon, multiplier = int(tensors["epsilon"][0]), int(tensors["score_multiplier"][0])
         queries, keys = shape.heads * shape.head_dim, shape.kv_heads * shape.head_dim
         positions = tree.positions[nodes]
         residual = tensors["embedding"][tree.tokens[nodes]]
-        qkv = np.empty((len(nodes), queries + 2 * keys), np.int16)
-        attended = np.empty((len(nodes), queries), np.int32)
-        gates = np.empty((len(nodes), 2 * shape.ffn_dim), np.int16)
-        hidden = np.empty((len(nodes), shape.ffn_dim), np.int32)
+        qkv = np.empty((len(residual), queries + 2 * keys), np.int16)
+        attended = np.empty((len(residual), queries), np.int32)
+        gates = np.empty((len(residual), 2 * shape.ffn_dim), np.int16)
+        hidden = np.empty((len(residual), shape.ffn_dim), np.int32)
         for layer in range(shape.layers):
             matrix = self._matrices[f"{layer}.qkv"]
             activate(*matrix.times(*_normalised(residual, epsilon)), qkv)
@@ -139,7 +139,7 @@ class IntegerTransformer:
             tree.keys[layer, nodes] = qkv[:, queries : queries + keys]
             tree.values[layer, nodes] = qkv[:, queries + keys :]
             past = (tree.parents, positions, tree.keys[layer], tree.values[layer])
-            attend(qkv, nodes, *past, shape.heads, multiplier, tensors["exp2"], attended)
+            attend(qkv, nodes.start, *past, shape.heads, multiplier, tensors["exp2"], attended)
             add(*self._matrices[f"{layer}.attention_out"].times(*_scaled(attended)), residual)
             activate(*self._matrices[f"{layer}.gate_up"].times(*_normalised(residual, epsilon)), gates)
             gate(gates, tensors["sigmoid"], hidden)
