@@ -96,8 +96,10 @@ def _preset(
     return Preset(ModelConfig(REFERENCE_VOCAB, dim, layers, heads, kv_heads, head_dim, ffn_dim), learning_rate)
 
 
-# "tiny" is for a laptop's processor. The others carry the size they have with the reference vocabulary; their heads are
-# 128 wide because attention kernels on Hopper run about 1.5 times faster there than at 64.
+# "tiny" is for a laptop's processor. "124m" to "1.3b" carry the size they have with the reference vocabulary; their
+# heads are 128 wide because attention kernels on Hopper run about 1.5 times faster there than at 64. "bytes-..." carry
+# the size they have with bytes as vocabulary and predict the bytes of a window coder: with an ffn_dim of at most 1,040
+# they run in exact integers (compress.integer_transformer).
 PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         "tiny": _preset(3e-3, dim=192, layers=4, heads=6, kv_heads=2, head_dim=32, ffn_dim=512),
@@ -105,6 +107,9 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
         "355m": _preset(3e-4, dim=1024, layers=24, heads=8, kv_heads=8, head_dim=128, ffn_dim=2752),
         "774m": _preset(2.5e-4, dim=1280, layers=36, heads=10, kv_heads=10, head_dim=128, ffn_dim=3456),
         "1.3b": _preset(2e-4, dim=2048, layers=24, heads=16, kv_heads=16, head_dim=128, ffn_dim=5504),
+        "bytes-0.2m": _preset(5e-3, dim=64, layers=3, heads=2, kv_heads=2, head_dim=32, ffn_dim=256),
+        "bytes-0.8m": _preset(4e-3, dim=128, layers=3, heads=4, kv_heads=4, head_dim=32, ffn_dim=512),
+        "bytes-3m": _preset(2e-3, dim=256, layers=3, heads=4, kv_heads=4, head_dim=64, ffn_dim=1024),
     }
 )
 

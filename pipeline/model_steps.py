@@ -10,7 +10,9 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.pipeline.execution import Progress
+from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts
+from seqmill.pipeline.execution import Executor, Progress
+from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
 from seqmill.storage import hash_file, write_json
@@ -21,6 +23,8 @@ if TYPE_CHECKING:
     from seqmill.pipeline.config import GenerateConfig  # whose stage of traps imports this module
 
 SAMPLES = "samples.json"
+BYTE_MODEL = "byte-model.arrow"
+_EXCERPTS_PER_ROW = 16
 
 
 def read_train_config(table: Mapping[str, Any]) -> "TrainConfig":
@@ -46,6 +50,63 @@ def train_model(packed: Path, config: "TrainConfig", out: Path, progress: Progre
     finally:
         progress.finish()
     return asdict(result)
+
+
+@dataclass(frozen=True)
+class ByteModelConfig:
+    """How to train what predicts the bytes of a window coder."""
+
+    model: str = "bytes-0.8m"  # a preset: bytes-0.2m, bytes-0.8m or bytes-3m
+    steps: int = 4000  # updates
+    batch_tokens: int = 4160  # of one update; about as many excerpts are drawn as all updates need
+    excerpt_bytes: int = 64  # the model sees one byte less, and the start
+    learning_rate: float | None = None  # peak; None: the preset's own
+    seed: int = 0  # of the excerpts, the first weights and the order
+    device: str = "auto"  # auto, cpu or cuda
+
+    def __post_init__(self) -> None:
+        if not self.model.startswith("bytes-"):
+            raise UserError(f"model = {self.model!r}: a window coder needs a preset of bytes, such as bytes-0.8m")
+        if min(self.steps, self.batch_tokens) < 1:
+            raise UserError(f"steps = {self.steps}, batch_tokens = {self.batch_tokens}: must be positive")
+        ExcerptConfig(self.excerpt_bytes, seed=self.seed)
+
+
+def train_byte_model(
+    documents: Path, config: ByteModelConfig, out: Path, executor: Executor, progress: Progress
+) -> Path:
+    """Train a decoder on stretches of bytes that begin anywhere, and write it as integers; resumes where it stopped.
+
+        out/excerpts, out/packed    what it is trained on
+        out/run                     logs and checkpoints
+        out/byte-model.arrow        for seqmill.compress.IntegerTransformer.open
+
+    Returns:
+        The last of these.
+
+    Raises:
+        UserError: the documents have no text, or torch is not on this machine.
+    """
+    width = config.excerpt_bytes + 1
+    drawn = config.steps * config.batch_tokens * config.excerpt_bytes // width
+    settings = ExcerptConfig(config.excerpt_bytes, drawn, config.seed)
+    training = read_train_config(
+        {
+            "model": config.model,
+            "steps": config.steps,
+            "batch_tokens": config.batch_tokens,
+            "learning_rate": config.learning_rate,
+            "seed": config.seed,
+            "device": config.device,
+        }
+    )
+    from seqmill.models.integer_export import export_integers
+
+    draw_excerpts(documents, settings, out / "excerpts", executor, progress)
+    pack(out / "excerpts", PackConfig(seq_len=_EXCERPTS_PER_ROW * width), out / "packed", executor, progress)
+    train_model(out / "packed", training, out / "run", progress)
+    export_integers(out / "run", out / BYTE_MODEL, config.excerpt_bytes)
+    return out / BYTE_MODEL
 
 
 def generate_samples(checkpoint: Path, config: "GenerateConfig", out: Path) -> list[dict[str, Any]]:

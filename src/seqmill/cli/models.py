@@ -16,7 +16,7 @@ app = typer.Typer()
 def train(
     packed: Annotated[Path, typer.Argument(help="A packed folder.")],
     out: Out,
-    model: Annotated[str, typer.Option(help="tiny, 124m, 355m, 774m or 1.3b.")] = "tiny",
+    model: Annotated[str, typer.Option(help="tiny, 124m, 355m, 774m or 1.3b; bytes-0.2m, -0.8m or -3m.")] = "tiny",
     steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
     batch_tokens: Annotated[int, typer.Option(help="Room of one update's rows, in tokens.")] = 8192,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the model's own.")] = None,
