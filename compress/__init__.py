@@ -1,5 +1,6 @@
-"""Information content of token streams: entropies and bits per byte."""
+"""Equal-info windows, arithmetic coding, and how much information token streams carry."""
 
 from seqmill.compress.metrics import bits_per_byte, unigram_entropy
+from seqmill.compress.window_coder import WindowCoder
 
-__all__ = ["bits_per_byte", "unigram_entropy"]
+__all__ = ["WindowCoder", "bits_per_byte", "unigram_entropy"]
