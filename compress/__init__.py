@@ -1,5 +1,5 @@
-"""Information content of token streams: entropies and bits per byte."""
+"""Information content of token streams: entropies and bits per byte; compressors as measures; bytes as DNA."""
 
-from seqmill.compress.metrics import bits_per_byte, unigram_entropy
+from seqmill.compress.metrics import CodeLength, bits_per_byte, code_lengths, unigram_entropy
 
-__all__ = ["bits_per_byte", "unigram_entropy"]
+__all__ = ["CodeLength", "bits_per_byte", "code_lengths", "unigram_entropy"]
