@@ -35,6 +35,7 @@ from seqmill.errors import UserError
 LETTERS = b"ATGC"  # in the order of the code; the complement of digit d is 3 - d, and digits 2 and 3 are G and C
 PROTECTIONS = ("none", "detect", "correct")
 LONGEST_WORD = 31  # bases: there are fewer than 2**62 codewords, and numbers fit int64
+MOST_RUN = 6  # bases; the differences of `correct` grow with its cube
 NO_LETTER = 255
 NO_DIFFERENCE = np.iinfo(np.int64).max
 CLEAN, CORRECTED, DAMAGED = 0, 1, 2
@@ -61,8 +62,11 @@ class DnaStorageConfig:
                 f"word_length = {m}: choose an odd number from 3 to {LONGEST_WORD}; even words can hold as much GC as "
                 "AT and would not balance a strand, and numbers of longer ones exceed 64 bits"
             )
-        if not 1 <= run < m:
-            raise UserError(f"max_run = {run}: choose from 1 to word_length - 1 = {m - 1}")
+        if not 1 <= run <= min(MOST_RUN, m - 1):
+            raise UserError(
+                f"max_run = {run}: choose from 1 to {min(MOST_RUN, m - 1)}, less than word_length; longer runs are no "
+                "bound that DNA is made or read by"
+            )
         if run == 1 and self.protection == "detect":
             raise UserError("max_run = 1 leaves no choice to a bridge of two bases: choose 2 or more, or 'correct'")
         if self.message_bits < 1:

@@ -227,6 +227,7 @@ def test_two_substitutions_in_a_codeword_are_mostly_found_out() -> None:
         ((1, 1, "none"), "word_length = 1"),
         ((5, 5, "none"), "max_run = 5"),
         ((5, 0, "none"), "max_run = 0"),
+        ((23, 7, "none"), "max_run = 7: choose from 1 to 6"),
         ((23, 1, "detect"), "max_run = 1"),
         ((23, 3, "repair"), "protection = 'repair'"),
         ((3, 2, "correct"), "less than one bit"),
