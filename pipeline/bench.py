@@ -25,7 +25,7 @@ def run_benchmark(name: str, **options: Any) -> dict[str, Any]:
     """
     if name not in benchmark_names():
         raise UserError(f"there is no benchmark {name!r}; choose one of {', '.join(benchmark_names())}")
-    run = benchmark_module(name).run
+    run = benchmark_module(name.replace("-", "_")).run
     for option in options:
         if option not in inspect.signature(run).parameters:
             raise UserError(f"the benchmark {name!r} takes no --{option}; leave it out")
@@ -34,7 +34,7 @@ def run_benchmark(name: str, **options: Any) -> dict[str, Any]:
 
 def benchmark_names() -> list[str]:
     """The benchmarks of this checkout."""
-    return sorted(path.stem for path in _folder().glob("*.py"))
+    return sorted(path.stem.replace("_", "-") for path in _folder().glob("*.py"))
 
 
 def benchmark_module(name: str) -> ModuleType:
