@@ -16,10 +16,10 @@ from seqmill.pipeline.progress import Silent
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
 
 
-def ingested(inputs: Path, out: Path) -> Path:
-    """A documents folder of everything in `inputs`."""
+def ingested(inputs: Path, out: Path, keep: tuple[str, ...] = ()) -> Path:
+    """A documents folder of everything in `inputs`, with the fields `keep` besides."""
     files = tuple(str(path) for path in sorted(inputs.iterdir())) if inputs.is_dir() else (str(inputs),)
-    ingest(IngestConfig(files), NormaliseConfig(), out, LocalExecutor(1), Silent())
+    ingest(IngestConfig(files, keep_fields=keep), NormaliseConfig(), out, LocalExecutor(1), Silent())
     return out
 
 
@@ -57,3 +57,12 @@ def as_json_lines(documents: Path, path: Path) -> Path:
     """A documents folder as JSON lines with its ids."""
     ids = [id_ for batch in batches(documents) for id_ in batch.column("id").to_pylist()]
     return write_json_lines(path, ids, texts_of(documents).to_pylist())
+
+
+def columns(documents: Path, names: Sequence[str]) -> dict[str, list[str | None]]:
+    """Text fields of all documents, those that were kept; None of what a record lacks."""
+    found: dict[str, list[str | None]] = {name: [] for name in names}
+    for batch in batches(documents):
+        for name in names:
+            found[name] += batch.column(name).to_pylist()
+    return found

@@ -39,13 +39,21 @@ def bench(
     peers: Annotated[str | None, typer.Option(help="Only these peers, with commas between.")] = None,
     ranks: Annotated[Path | None, typer.Option(help="A tokenizer to encode with as well, such as *.tiktoken.")] = None,
     dna: Annotated[Path | None, typer.Option(help="FASTA for k-mers; default: random bases.")] = None,
+    window: Annotated[int | None, typer.Option(help="Bits of the windows that dictionaries are built for.")] = None,
+    tables: Annotated[int | None, typer.Option(help="Tables of a further dictionary; default: none.")] = None,
+    arms: Annotated[str | None, typer.Option(help="Only these arms of an experiment, with commas between.")] = None,
+    minutes: Annotated[float | None, typer.Option(help="About how long an experiment trains.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Models that an experiment trains of each arm.")] = None,
+    device: Annotated[str | None, typer.Option(help="Where an experiment trains: cpu or cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A folder for an experiment's table and plot.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Run benchmarks beside their peers."""
     from seqmill.pipeline.bench import benchmark_names, run_benchmark
 
     given: dict[str, Any] = {"data": data, "truth": truth, "documents": documents, "ranks": ranks, "dna": dna}
-    lists = {"cases": cases, "peers": peers}
+    given |= {"window": window, "tables": tables, "minutes": minutes, "seeds": seeds, "device": device, "out": out}
+    lists = {"cases": cases, "peers": peers, "arms": arms}
     given |= {key: None if text is None else [one for one in text.split(",") if one] for key, text in lists.items()}
     options = {key: value for key, value in given.items() if value is not None}
     for chosen in [name] if name else benchmark_names():
