@@ -3,7 +3,8 @@
     build      seconds and memory, every vocabulary in a process of its own that has one core
     length     bytes a token of documents kept out of training: of all, of each source and of each language
     rates      MB/s of encoding and decoding on one core, MB being 10^6 bytes of UTF-8 text
-    ratio      what documents become: ids of a whole number of bits, zstd, xz and brotli; a vocabulary counts once
+    ratio      what documents become: ids of a whole number of bits, zstd, xz and brotli; what a reader needs besides,
+               zstd's dictionary or the strings of a vocabulary with a byte for the length of each, counts once
 
 One in eight documents is held out, by a hash of its text: copies of a document are on one side, near copies may not be.
 Cold is the first call after the code was loaded, warm the best of later ones; CPU time is the process's own, which does
@@ -32,10 +33,10 @@ from .support.rows import Row, row
 
 HELD_OUT = 8  # one document in so many
 FIELDS = ("source", "lang")
-NAMES = {"source": "source", "lang": "language"}
+NAMES = {"family": "sources", "source": "source", "lang": "language"}  # a family is what stands before a source's "/"
 LEAST_SHARE = 1 / 250  # of the held-out bytes: smaller groups have no row of their own
 LEAST_OF_MEAN = 10_000  # held-out bytes of a language that counts in the mean
-RATED = ("en", "code")  # languages whose rates are shown besides those of all text
+RATED = {"lang": "en", "family": "code"}  # groups whose rates are shown besides those of all text
 DICTIONARY_BYTES = 112_640  # of zstd, its tool's default; it is trained on about a hundred times as much
 COMPRESSORS = ("zstd:3", "xz:6", "brotli:11")
 ZSTD = "zstd:3"
@@ -142,9 +143,10 @@ def _bench(scratch: Path, documents: Path, window: int, systems: list[str]) -> B
     held_out, training = texts.filter(pa.array(out)), texts.filter(pa.array(~out))
     lengths = lengths_of(held_out)
     whole = Group("all", np.ones(len(held_out), bool), int(lengths.sum()))
+    labels["family"] = [label and label.partition("/")[0] for label in labels["source"]]
     groups = {"all": [whole]} | {
         name: groups_of([label for label, kept in zip(labels[name], out.tolist(), strict=True) if kept], lengths)
-        for name in FIELDS
+        for name in NAMES
     }
     bench = Bench(scratch, window, systems, training, held_out, groups)
     bench.notes.append(
@@ -192,7 +194,7 @@ def _length(bench: Bench) -> Iterator[Row]:
     case = "bytes a token"
     for name in bench.systems:
         yield row(case, name, per_token(name, bench.everything), "B", True)
-    for what in FIELDS:
+    for what in NAMES:
         shown = [group for group in bench.groups[what] if group.bytes >= LEAST_SHARE * lengths.sum()]
         for group in shown:
             for name in bench.systems:
@@ -221,7 +223,8 @@ def _losses(bench: Bench, per_token: Callable[[str, Group], float]) -> Iterator[
 
 def _rates(bench: Bench) -> Iterator[Row]:
     """MB/s on one core; of zstd with every document by itself, and with all as one stream."""
-    for group in [bench.everything, *(g for g in bench.groups["lang"] if g.name in RATED)]:
+    rated = [group for what, name in RATED.items() for group in bench.groups[what] if group.name == name]
+    for group in [bench.everything, *rated]:
         for name in bench.systems:
             yield from _rate_rows(name, group, bench.rates(name, group))
         for scope, found in bench.rates(ZSTD, group).items():

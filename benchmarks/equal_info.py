@@ -19,13 +19,16 @@ import itertools
 import json
 import math
 import statistics
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
+from matplotlib.figure import Figure
 
 from seqmill.errors import UserError
 from seqmill.models.config import preset_config
@@ -66,7 +69,7 @@ class Sizes:
         large = minutes >= LARGER_MODEL_FROM
         preset = "bytes-3m" if device == "cuda" else "bytes-0.8m" if large else "bytes-0.2m"
         return cls(
-            scaled(300_000, 100_000, 30_000_000), scaled(80_000, 60_000, 60_000_000), scaled(5_000, 20_000, 2_000_000),
+            scaled(300_000, 20_000, 30_000_000), scaled(80_000, 20_000, 60_000_000), scaled(5_000, 4_000, 2_000_000),
             preset,
             3 if large else 2,
         )  # fmt: skip
@@ -146,10 +149,12 @@ def run(
         )
     finally:
         torch.set_num_threads(threads)
+    sizes_of = [f"{_size(part) / 1e6:.3f} MB" for part in (learned, trained, held_out)]
+    text = min(point.bytes for point in results[chosen[0]].at_bytes)
     notes = [
-        f"{seeds} seeds, {budget / 1e12:.3g} TFLOP each, model {sizes.preset}, byte model of order {sizes.order}"
-        f"; vocabularies learned from {_size(learned) / 1e6:.2f} MB, trained on {_size(trained) / 1e6:.2f} MB, held out "
-        f"{_size(held_out) / 1e6:.3f} MB; looked at after {min(point.bytes for point in results[chosen[0]].at_bytes) / 1e6:.2f} MB of text too",
+        f"{seeds} seeds, {budget / 1e12:.3g} TFLOP each, model {sizes.preset}, byte model of order {sizes.order}; "
+        f"vocabularies learned from {sizes_of[0]}, trained on {sizes_of[1]}, held out {sizes_of[2]}; equal text is "
+        f"{text / 1e6:.3f} MB",
         *(f"{claim}: {verdict}" for claim, verdict in directions(results).items()),
     ]
     if out:
@@ -159,10 +164,6 @@ def run(
 
 def _parts(data: Path, sizes: Sizes) -> tuple[list[bytes], list[bytes], list[bytes]]:
     """Passages to learn vocabularies from, to train on, and held out."""
-    import tempfile
-
-    import pyarrow as pa
-
     with tempfile.TemporaryDirectory() as scratch:
         documents = corpus.ingested(data, Path(scratch) / "documents", ("lang",))
         texts, languages = corpus.texts_of(documents), corpus.columns(documents, ("lang",))["lang"]
@@ -352,8 +353,6 @@ def _write(out: Path, results: Results, notes: Sequence[str]) -> None:
 
 def _plot(path: Path, results: Results) -> None:
     """Bits per byte over operations, the mean of all seeds and their range."""
-    from matplotlib.figure import Figure
-
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(xscale="log", xlabel="training, TFLOP with softmax", ylabel="held-out bits per byte")
     styles = ("-", "--", ":")

@@ -33,9 +33,10 @@ from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
 from seqmill.storage import read_arrow, write_arrow
-from seqmill.tokenizers_ext import load, save_byte, save_equal_info, save_merged, save_subword, train_bpe
+from seqmill.tokenizers_ext import Encoder, load, save_byte, save_equal_info, save_merged, save_subword, train_bpe
 from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, ByteEncoder
 from seqmill.tokenizers_ext.encoder import as_large_binary, offsets_and_bytes
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 from seqmill.tokenizers_ext.merging import MergeConfig, learn_table
 from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES
 
@@ -45,7 +46,7 @@ from .processes import Cost, run_on_one_core
 ROUNDS = 3  # of re-estimation of the faithful builders; the others' are those of `seqmill tokenizer build`
 MOST_PRECISION = 14  # bits of a model's frequencies, as in the paper
 SPARE_MB = 1024
-LITTLE = 20_000  # bytes of text that load the code
+LITTLE = 4_000  # bytes of text that load the code
 LITTLE_WINDOW = 9  # bits
 WARM_REPEATS, WARM_SECONDS = 2, 1.0
 SCHEMA = pa.schema([pa.field("text", pa.large_string(), nullable=False)])
@@ -111,17 +112,23 @@ def rates(name: str, texts: pa.LargeStringArray, artifact: Path, window: int) ->
     encode, ids = timed(lambda: encoder.encode(texts))
     decode, back = timed(lambda: encoder.decode(ids))
     assert back.equals(as_large_binary(texts)), f"{name}: decoded documents are not the encoded ones"
-    stored = sum(path.stat().st_size for path in artifact.rglob("*") if path.is_file() and path.suffix != ".json")
-    stored += sum(path.stat().st_size for path in artifact.rglob("tokenizer.json"))
-    size = id_stream_size(name, encoder.encode, encoder.vocab_size, [texts], dictionary_bytes=stored)
+    size = id_stream_size(name, encoder.encode, encoder.vocab_size, [texts])
     return {
         "encode": encode,
         "decode": decode,
         "ids": np.diff(ids.offsets.to_numpy()).tolist(),
         "ids_used": size.ids_used,
         "entropy_bits_per_byte": size.entropy_bits_per_byte,
-        "vocabulary_bytes": stored,
+        "vocabulary_bytes": bytes_of_strings(encoder),
     }
+
+
+def bytes_of_strings(encoder: Encoder) -> int:
+    """What a reader needs: the bytes of all strings, and one for the length of each."""
+    if isinstance(encoder, EqualInfoEncoder):
+        return sum(len(table) + len(table.blob) for table in encoder.tables)
+    strings = encoder.decode(pa.array([[id_] for id_ in range(encoder.vocab_size)]))
+    return len(strings) + sum(len(string.as_buffer()) for string in strings)
 
 
 def _rates_of_zstd(texts: pa.LargeStringArray) -> dict[str, Any]:
