@@ -21,8 +21,7 @@ class HealedPrompt:
 
     ids: np.ndarray  # what is kept
     prefix: bytes  # the bytes that were taken back
-    first: int  # the next id is from this one ...
-    last: int  # ... to the one before this
+    next_ids: range  # what the next id is one of
 
 
 def heal(dictionary: Dictionary, ids: np.ndarray) -> HealedPrompt:
@@ -31,16 +30,16 @@ def heal(dictionary: Dictionary, ids: np.ndarray) -> HealedPrompt:
     The one that was taken back is always among them. A prompt of no ids may go on with any.
     """
     if not len(ids):
-        return HealedPrompt(ids, b"", 0, len(dictionary))
+        return HealedPrompt(ids, b"", range(len(dictionary)))
     prefix = dictionary.string(int(ids[-1]))
-    return HealedPrompt(ids[:-1], prefix, *range_of(dictionary, prefix))
+    return HealedPrompt(ids[:-1], prefix, range_of(dictionary, prefix))
 
 
-def range_of(dictionary: Dictionary, prefix: bytes) -> tuple[int, int]:
-    """The ids of the strings that begin with some bytes: the first, and one more than the last."""
+def range_of(dictionary: Dictionary, prefix: bytes) -> range:
+    """The ids of the strings that begin with some bytes."""
     strings = dictionary.strings()
     beyond = prefix.rstrip(b"\xff")  # the first string that sorts behind all with this prefix
     first = bisect_left(strings, prefix)
     if not beyond:
-        return first, len(strings)
-    return first, bisect_left(strings, beyond[:-1] + bytes([beyond[-1] + 1]))
+        return range(first, len(strings))
+    return range(first, bisect_left(strings, beyond[:-1] + bytes([beyond[-1] + 1])))

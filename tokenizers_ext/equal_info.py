@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.compress.dictionary import Dictionary
+from seqmill.compress.healing import HealedPrompt, heal
 from seqmill.compress.parsing import parse
 from seqmill.compress.trie import Trie
 from seqmill.errors import UserError
@@ -106,6 +107,16 @@ class EqualInfoEncoder:
         """
         piece_offsets = self.pieces[0].astype(np.int64)
         return np.diff(piece_offsets)[self._places(values, offsets)]
+
+    def heal(self, ids: Sequence[int]) -> HealedPrompt:
+        """The ids of one prompt without the last, and what can stand in its place; at least one id is kept."""
+        table, first = 0, 0
+        if len(self.tables) > 1 and len(ids):
+            table, first = ids[0] - self.special_ids["table 0"], 1
+        if len(ids) < 2 or ids[-1] >= self.strings:
+            return HealedPrompt(np.array(ids), b"", range(self.vocab_size))
+        healed = heal(self.tables[table], np.array(ids[first:]))
+        return HealedPrompt(np.concatenate([ids[:first], healed.ids]).astype(np.int64), healed.prefix, healed.next_ids)
 
     def table_of(self, texts: pa.LargeBinaryArray) -> np.ndarray:
         """Which table writes the first bytes of each document in the fewest windows: int64[documents].

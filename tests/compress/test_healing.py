@@ -16,15 +16,17 @@ def test_the_next_id_begins_with_what_was_taken_back() -> None:
     healed = heal(DICTIONARY, np.array([strings.index(b"t"), strings.index(b"ca")]))
     assert healed.ids.tolist() == [strings.index(b"t")]
     assert healed.prefix == b"ca"
-    assert strings[healed.first : healed.last] == [b"ca", b"cab", b"cat", b"cats"]
+    assert [strings[i] for i in healed.next_ids] == [b"ca", b"cab", b"cat", b"cats"]
 
 
 def test_a_prompt_of_nothing_may_go_on_with_anything() -> None:
     healed = heal(DICTIONARY, np.empty(0, np.uint16))
-    assert (healed.prefix, healed.first, healed.last) == (b"", 0, len(DICTIONARY))
+    assert (healed.prefix, healed.next_ids) == (b"", range(len(DICTIONARY)))
 
 
 @given(st.binary(max_size=3) | st.sampled_from(DICTIONARY.strings()))
 def test_a_range_holds_all_strings_of_a_prefix_and_no_other(prefix: bytes) -> None:
-    first, last = range_of(DICTIONARY, prefix)
-    assert DICTIONARY.strings()[first:last] == [s for s in DICTIONARY.strings() if s.startswith(prefix)]
+    strings = DICTIONARY.strings()
+    assert [strings[i] for i in range_of(DICTIONARY, prefix)] == [
+        string for string in strings if string.startswith(prefix)
+    ]

@@ -13,6 +13,7 @@ from seqmill.compress.dictionary import Dictionary
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext import Encoder, load, save_equal_info, spans
 from seqmill.tokenizers_ext.equal_info import PROBE, EqualInfoEncoder
+from seqmill.tokenizers_ext.metrics import is_split, token_bytes
 from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
 SINGLES = [bytes([byte]) for byte in range(256)]
@@ -132,3 +133,23 @@ def test_a_dictionary_that_is_not_the_recorded_one_is_refused(tmp_path: Path) ->
 def test_the_fingerprint_tells_the_way_of_cutting_and_the_tables() -> None:
     encoders = [ONE, TWO, EqualInfoEncoder([ENGLISH], "fewest"), EqualInfoEncoder([RUSSIAN, ENGLISH])]
     assert len({encoder.fingerprint for encoder in encoders}) == 4
+
+
+def test_a_prompt_that_ends_within_a_window_is_taken_back_to_the_one_before() -> None:
+    ids = ONE.encode(pa.array(["the ca"])).to_pylist()[0]
+    healed = ONE.heal(ids)
+    assert healed.ids.tolist() == ids[:-1]
+    assert [ENGLISH.string(i) for i in healed.next_ids] == [b"a", b"at "]
+    with_table = TWO.heal(TWO.encode(pa.array(["кот ко"])).to_pylist()[0])
+    assert with_table.ids[0] == TWO.special_ids["table 1"]
+    assert [RUSSIAN.string(i).decode() for i in with_table.next_ids] == ["ко", "кот "]
+    for short in ([], [ids[0]], [*ids, ONE.special_ids["eos"]]):
+        assert ONE.heal(short).ids.tolist() == short
+        assert ONE.heal(short).next_ids == range(ONE.vocab_size)
+
+
+def test_the_id_of_a_table_makes_no_word_a_split_one() -> None:
+    words = pa.array([b"cat", b"the", b"sit"], pa.large_binary())
+    assert is_split(TWO, words).tolist() == is_split(ONE, words).tolist() == [False, True, True]
+    ids = np.array([ENGLISH.strings().index(b"the "), ENGLISH.strings().index(b"x")])
+    assert token_bytes(TWO, ids).to_pylist() == token_bytes(ONE, ids).to_pylist() == [b"the ", b"x"]
