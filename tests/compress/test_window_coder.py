@@ -50,7 +50,7 @@ ABC = Fixed(((ord("a"), 0.5), (ord("b"), 0.25), (ord("c"), 0.25)))
 
 
 def plain_numbers(model: ByteModel, whole: int, text: bytes, resets: bool = True) -> list[int]:
-    """Specification C2, byte by byte, in Python's integers."""
+    """The stop-cell code byte by byte, in Python's integers."""
 
     @cache
     def cumulative(context: bytes) -> list[int]:
@@ -78,7 +78,7 @@ def small(texts: Texts) -> TreeModel:
 
 @pytest.mark.parametrize("resets", [True, False])
 @pytest.mark.parametrize("window", [10, 16, 24, 37, 48, 64, 128])
-def test_windows_are_those_of_the_specification_and_come_back(
+def test_windows_are_those_of_the_plain_code_and_come_back(
     window: int, resets: bool, small: TreeModel, documents: list[bytes]
 ) -> None:
     coder = WindowCoder(small, window, view=None if window <= 64 else 256, resets_model=resets)
