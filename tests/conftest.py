@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from seqmill.cli import main
+
+# The first example compiles kernels, and other work on the machine takes time from any: no test is timed.
+hypothesis.settings.register_profile("seqmill", deadline=None)
+hypothesis.settings.load_profile("seqmill")
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "examples" / "corpus"
