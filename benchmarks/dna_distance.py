@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from seqmill.compress.builders.counts import counts
 from seqmill.compress.byte_compressors import zstd_with_dictionary
 from seqmill.compress.distance import (
     COMPRESSORS,
@@ -31,7 +32,9 @@ from seqmill.compress.distance import (
     score_classes,
     split_by_group,
 )
+from seqmill.compress.texts import Texts
 from seqmill.errors import UserError
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
 
 from .support.rows import Row, row
@@ -48,6 +51,7 @@ TEST_SHARE = 0.2
 NEIGHBOURS = (1, 3)
 KMERS = (4, 6, 8)
 DICTIONARY_SIZE = 16_384  # bytes
+WINDOW = 12  # bits of an equal-info window
 SEED = 1
 
 Measure = Callable[[Sequence[bytes], Sequence[bytes]], Float64s]  # test and training genes to their distances
@@ -114,6 +118,8 @@ def _measures(train: Sequence[bytes]) -> dict[str, Measure]:
         encoder = KmerEncoder(KmerConfig(k=k, stride=1))
         found[f"seqmill NCD entropy of {k}-mers"] = _ncd(id_entropies(encoder.encode))
         found[f"cosine of {k}-mer counts"] = _cosine(encoder)
+    windows = EqualInfoEncoder([counts(Texts.of(train), WINDOW)])
+    found[f"seqmill NCD entropy of windows of {WINDOW} bits"] = _ncd(id_entropies(windows.encode))
     tiles = KmerEncoder(KmerConfig(k=KMERS[1]))
     found[f"seqmill NCD number of {KMERS[1]}-mers"] = _ncd(id_counts(tiles.encode))
     return found
@@ -124,11 +130,11 @@ def _ncd(lengths: Lengths) -> Measure:
 
 
 def _cosine(encoder: KmerEncoder) -> Measure:
-    def counts(genes: Sequence[bytes]) -> Float64s:
+    def counted_of(genes: Sequence[bytes]) -> Float64s:
         lists = encoder.encode(pa.array(genes, pa.large_binary()))
         counted = np.zeros((len(genes), encoder.vocab_size))
         for index in range(len(genes)):
             counted[index] = np.bincount(lists[index].values.to_numpy(), minlength=encoder.vocab_size)
         return counted / np.linalg.norm(counted, axis=1, keepdims=True)
 
-    return lambda test, train: 1 - counts(test) @ counts(train).T
+    return lambda test, train: 1 - counted_of(test) @ counted_of(train).T

@@ -1,4 +1,4 @@
-"""Arithmetic coding that never begins anew: what windows are compared with (specification A2, A3: AC and StaticAC).
+"""Arithmetic coding that never begins anew: what windows are compared with (Lester et al. 2024: AC and StaticAC).
 
 A range coder of the library constriction over a model's integers: its frequencies are handed over as multiples of
 2**-precision, which floats hold exactly, so encoder and decoder make the same intervals of them on any machine.

@@ -1,4 +1,4 @@
-"""The model `counts`: how often strings begin at the places of a sample where windows may (specification B1)."""
+"""The model `counts`: how often strings begin at the places of a sample where windows may."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""The model `ngram`: bytes by the last 1 to 6 before them, in integers throughout (specification C6 i).
+"""The model `ngram`: bytes by the last 1 to 6 before them, in integers throughout.
 
 The n-grams are counted exactly, in a tree rather than a table of hashes, so that no two contexts are ever mixed up.
 """

@@ -1,4 +1,4 @@
-"""Bytes as windows of W bits by what a model expects, and exactly back: the stop-cell code (specification C2).
+"""Bytes as windows of W bits by what a model expects, and exactly back: the stop-cell code.
 
 A window is a number below N0. Coding a byte narrows the numbers that the window can still have, each byte's share as
 large as its frequency, and after each byte one number, the first that is left, means "the window ends here":
@@ -50,7 +50,7 @@ class WindowCoder:
     window: int = 16  # bits, 8 to 128
     specials: int | None = None  # numbers of a window kept for special ids; None: 64 at 16 bits, else none
     view: int | None = None  # ids below 256 or 65,536; None: one id a window, up to 64 bits (65,536 above)
-    resets_model: bool = True  # False: the model goes on over windows (specification A2's "never"), 64 bytes back
+    resets_model: bool = True  # False: the model goes on over windows, 64 bytes back (Lester et al. 2024)
     exact: bool = False  # True: Python's integers even where 64 bits would do, to compare with
 
     def __post_init__(self) -> None:

@@ -47,6 +47,7 @@ class _Request:
 
     prompt: Sequence[int]
     draws: np.ndarray  # float64[max_new_tokens]: one random number for each token that may come
+    first: range | None = None  # ids that the first new token is one of
     tokens: list[int] = field(default_factory=list)  # new ones
     stopped: bool = False  # a stop token came
 
@@ -121,6 +122,7 @@ def generate(
     stop_ids: Collection[int] = (),
     seed: int = 0,
     *,
+    first_ids: Sequence[range] | None = None,
     max_batch: int = MAX_BATCH,
     prefill_tokens: int = PREFILL_TOKENS,
 ) -> list[GeneratedSequence]:
@@ -133,6 +135,8 @@ def generate(
         max_new_tokens: the length at which a continuation ends if no stop token comes first.
         temperature: 0 takes the likeliest token; otherwise see `Sampling`, also for `top_k` and `top_p`.
         stop_ids: tokens that end a continuation; they are not part of it.
+        first_ids: for each prompt the ids that its first new token is one of, for prompts whose end was taken back
+            (seqmill.compress.healing); not empty.
         max_batch: most requests that live at once; the cache grows with it.
         prefill_tokens: most prompt tokens of one forward pass.
 
@@ -142,7 +146,11 @@ def generate(
     sampling = Sampling(temperature, top_k, top_p)
     _check_settings(max_new_tokens=(max_new_tokens, 1), max_batch=(max_batch, 1), seed=(seed, 0))
     _check_ids("prompt", prompts, model.config.vocab_size)
-    requests = [_Request(prompt, request_draws(seed, index, max_new_tokens)) for index, prompt in enumerate(prompts)]
+    firsts: Sequence[range | None] = first_ids or [None] * len(prompts)
+    requests = [
+        _Request(prompt, request_draws(seed, index, max_new_tokens), first)
+        for index, (prompt, first) in enumerate(zip(prompts, firsts, strict=True))
+    ]
     _continue_all(model, requests, sampling, frozenset(stop_ids), max_batch, prefill_tokens)
     return [
         GeneratedSequence(tuple(request.tokens), "stop" if request.stopped else "length", len(request.prompt))
@@ -225,6 +233,10 @@ def _decode(model: Model, cache: _Cache, live: Sequence[_Request]) -> Tensor:
 
 def _append(requests: Sequence[_Request], logits_BV: Tensor, sampling: Sampling, stop_ids: frozenset[int]) -> None:
     draws = np.array([request.draws[len(request.tokens)] for request in requests])
+    for row, request in enumerate(requests):
+        if request.first is not None and not request.tokens:
+            logits_BV[row, : request.first.start] = -torch.inf
+            logits_BV[row, request.first.stop :] = -torch.inf
     picked = pick_tokens(logits_BV, torch.from_numpy(draws).to(logits_BV.device), sampling).tolist()
     for request, token in zip(requests, picked, strict=True):
         request.stopped = token in stop_ids

@@ -17,6 +17,7 @@ from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
 from seqmill.storage import hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 
 if TYPE_CHECKING:
     from seqmill.models import TrainConfig
@@ -127,6 +128,10 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
     encoder = load(tokenizer_of(checkpoint))
     model = models.load(checkpoint)
     prompts = encoder.encode(pa.array(config.prompts, pa.large_string())).to_pylist()
+    first_ids = None
+    if isinstance(encoder, EqualInfoEncoder):  # a text that goes on is cut otherwise where the prompt ends
+        healed = [encoder.heal(prompt) for prompt in prompts]
+        prompts, first_ids = [each.ids.tolist() for each in healed], [each.next_ids for each in healed]
     stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
     sequences = models.generate(
         model,
@@ -136,8 +141,14 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
         top_k=config.top_k,
         seed=config.seed,
         stop_ids=stop,
+        first_ids=first_ids,
     )
-    texts = _decode(encoder, [sequence.tokens for sequence in sequences])
+    tokens = [sequence.tokens for sequence in sequences]
+    if isinstance(encoder, EqualInfoEncoder):  # the first id may begin with bytes of the prompt
+        whole = _decode(encoder, [(*prompt, *new) for prompt, new in zip(prompts, tokens, strict=True)])
+        texts = [text[len(prompt) :] for prompt, text in zip(config.prompts, whole, strict=True)]
+    else:
+        texts = _decode(encoder, tokens)
     return [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.prompts, texts, strict=True)]
 
 

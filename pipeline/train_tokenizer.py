@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from seqmill.errors import UserError
 from seqmill.manifest import STATE_FOLDER, open_manifest
-from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionaries
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionaries, byte_model_reference
 from seqmill.pipeline.documents import document_batches
 from seqmill.pipeline.execution import (
     Executor,
@@ -29,6 +29,7 @@ from seqmill.pipeline.execution import (
     prepare_folder,
     run_units,
 )
+from seqmill.pipeline.model_steps import train_byte_model
 from seqmill.pipeline.sampling import Sample, require_documents, shares_for, source_shares
 from seqmill.pipeline.settings import build
 from seqmill.storage import read_arrow, read_json, write_arrow
@@ -153,6 +154,10 @@ def _learn(documents: Path, config: TokenizerConfig, out: Path, executor: Execut
     shared = {"shares": shares, "sample_bytes": sampled, "config": asdict(config)}
     if config.kind == "merged":
         shared["base"] = load(Path(config.merged.base or "")).fingerprint
+    if config.kind == "equal-info" and config.equal_info.model == "transformer":
+        given = config.equal_info.byte_model
+        model = Path(given) if given else _byte_model(documents, config.equal_info, out, executor, progress)
+        shared["byte_model"] = byte_model_reference(model)
     last = Unit("tokenizer", {"parts": parts, **shared})
     if all_done("train tokenizer", [last], out):  # the counts it was made from need not exist any more
         return
@@ -162,6 +167,11 @@ def _learn(documents: Path, config: TokenizerConfig, out: Path, executor: Execut
     run_units("train tokenizer", learn_vocabulary, [last], out, executor, progress)
     for left_over in (out / STATE_FOLDER).glob("words-*"):
         left_over.unlink()
+
+
+def _byte_model(documents: Path, config: EqualInfoConfig, out: Path, executor: Executor, progress: Progress) -> Path:
+    """Train the transformer whose windows are wanted; an interrupted run goes on."""
+    return train_byte_model(documents, config.transformer, out / STATE_FOLDER / "byte-model", executor, progress)
 
 
 def measure_sources(payload: Mapping[str, Any], out: Path) -> UnitResult:

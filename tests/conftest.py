@@ -7,9 +7,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from seqmill.cli import main
+
+# The first example compiles kernels, and other work on the machine takes time from any: no test is timed.
+hypothesis.settings.register_profile("seqmill", deadline=None)
+hypothesis.settings.load_profile("seqmill")
 
 ROOT = Path(__file__).parents[1]
 CORPUS = ROOT / "examples" / "corpus"
@@ -37,6 +42,13 @@ device = "cpu"
 prompts = ["The hacker", "import"]
 max_new_tokens = 8
 """
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Keep the tests of a file on one of several workers: what they compile and set up is then done once."""
+    for item in items:
+        if item.get_closest_marker("xdist_group") is None:
+            item.add_marker(pytest.mark.xdist_group(item.nodeid.split("::")[0]))
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.compress.dictionary import Dictionary
+from seqmill.compress.healing import HealedPrompt, heal
 from seqmill.compress.parsing import parse
 from seqmill.compress.trie import Trie
 from seqmill.errors import UserError
@@ -92,11 +93,30 @@ class EqualInfoEncoder:
                 does not say which one it is written in.
         """
         values, offsets = ids.flatten().to_numpy(), document_offsets(ids)
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
-        if len(self.tables) > 1:
-            values = self._places(values, offsets)
-        return concatenate_pieces(values, offsets, *self.pieces)
+        return concatenate_pieces(self._places(values, offsets), offsets, *self.pieces)
+
+    def lengths_of(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+        """Bytes that each id of whole documents stands for: int64[ids].
+
+        Args:
+            values: unsigned integers[ids] of all documents.
+            offsets: int64[documents + 1] into `values`.
+
+        Raises:
+            UserError: as of `decode`.
+        """
+        piece_offsets = self.pieces[0].astype(np.int64)
+        return np.diff(piece_offsets)[self._places(values, offsets)]
+
+    def heal(self, ids: Sequence[int]) -> HealedPrompt:
+        """The ids of one prompt without the last, and what can stand in its place; at least one id is kept."""
+        table, first = 0, 0
+        if len(self.tables) > 1 and len(ids):
+            table, first = ids[0] - self.special_ids["table 0"], 1
+        if len(ids) < 2 or ids[-1] >= self.strings:
+            return HealedPrompt(np.array(ids), b"", range(self.vocab_size))
+        healed = heal(self.tables[table], np.array(ids[first:]))
+        return HealedPrompt(np.concatenate([ids[:first], healed.ids]).astype(np.int64), healed.prefix, healed.next_ids)
 
     def table_of(self, texts: pa.LargeBinaryArray) -> np.ndarray:
         """Which table writes the first bytes of each document in the fewest windows: int64[documents].
@@ -132,6 +152,10 @@ class EqualInfoEncoder:
 
     def _places(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Where each id's bytes stand among those of all tables."""
+        if len(values) and values.max() >= self.vocab_size:
+            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
+        if len(self.tables) == 1:
+            return values
         sizes = np.diff(offsets)
         first = values[offsets[:-1][sizes > 0]].astype(np.int64) - self.special_ids["table 0"]
         if len(first) and first.min() < 0:

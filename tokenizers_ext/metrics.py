@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from seqmill.tokenizers_ext.encoder import Encoder, as_large_binary, list_array, offsets_and_bytes
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 
 RENYI_ALPHA = 2.5  # the order of which Zouhar et al. 2023 found that it foretells BLEU well (correlation 0.78)
 
@@ -71,12 +72,22 @@ def is_split(encoder: Encoder, words: pa.LargeBinaryArray) -> npt.NDArray[np.boo
     space, nothing = (pa.scalar(text, pa.large_binary()) for text in (b" ", b""))
     behind_space = pc.binary_join_element_wise(space, words, nothing)
     alone, behind = (np.diff(encoder.encode(each).offsets.to_numpy()) for each in (words, behind_space))
-    return (alone > 1) & (behind > 1)
+    one = 1 + len(_mark(encoder))
+    return (alone > one) & (behind > one)
 
 
 def token_bytes(encoder: Encoder, ids: np.ndarray) -> pa.LargeBinaryArray:
-    """What each id decodes to alone, for integers[n] inside the vocabulary."""
-    return encoder.decode(list_array(np.arange(len(ids) + 1), ids, encoder.vocab_size))
+    """What each id decodes to alone, for integers[n] inside the vocabulary; where there are several tables, in the
+    first of them."""
+    mark = _mark(encoder)
+    values = np.concatenate([np.tile(mark, (len(ids), 1)), ids[:, None]], axis=1, dtype=np.int64).ravel()
+    return encoder.decode(list_array(np.arange(len(ids) + 1) * (len(mark) + 1), values, encoder.vocab_size))
+
+
+def _mark(encoder: Encoder) -> np.ndarray:
+    """The ids that every document begins with: int64[0], or int64[1] where one says which table it is written in."""
+    several = isinstance(encoder, EqualInfoEncoder) and len(encoder.tables) > 1
+    return np.array([encoder.special_ids["table 0"]] if several else [], np.int64)
 
 
 def renyi_efficiency(counts: np.ndarray, vocab_size: int, alpha: float = RENYI_ALPHA) -> float | None:

@@ -9,6 +9,7 @@ import pyarrow.compute as pc
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder, as_large_binary, document_offsets, offsets_and_bytes
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 
 UINT32_MAX = 2**32 - 1
@@ -31,7 +32,7 @@ def spans(encoder: Encoder, texts: pa.Array) -> Spans:
     they are those of `tokenizers`: whole characters, which tokens may share or leave out.
 
     Args:
-        encoder: a subword or byte tokenizer.
+        encoder: a subword, byte or equal-info tokenizer.
         texts: as for `Encoder.encode`.
 
     Raises:
@@ -43,18 +44,21 @@ def spans(encoder: Encoder, texts: pa.Array) -> Spans:
         raise UserError(f"spans count bytes in 32 bits, a document has {np.diff(byte_offsets).max()}; cut it first")
     ids = encoder.encode(documents)
     flat, offsets = ids.flatten().to_numpy(), document_offsets(ids)
+    strips = False
     if isinstance(encoder, ByteEncoder):
-        lengths, strips = np.ones(encoder.vocab_size, np.int64), False
+        lengths = np.ones(len(flat), np.int64)
+    elif isinstance(encoder, EqualInfoEncoder):
+        lengths = encoder.lengths_of(flat, offsets)
     elif isinstance(encoder, SubwordEncoder):
         pieces = encoder.pieces
-        lengths = pieces.lengths() if pieces else np.zeros(encoder.vocab_size, np.int64)
+        lengths = pieces.lengths()[flat] if pieces else np.zeros(len(flat), np.int64)
         strips = bool(pieces and pieces.strips_space)
     else:
-        raise UserError(f"spans of a {encoder.kind} tokenizer are not known; use a subword or byte tokenizer")
-    ends = np.cumsum(lengths[flat])
+        raise UserError(f"spans of a {encoder.kind} tokenizer are not known; use a subword, byte or equal-info one")
+    ends = np.cumsum(lengths)
     before = np.concatenate([np.zeros(1, np.int64), ends])[offsets]  # bytes of tokens in front of each document
     ends -= np.repeat(before[:-1], np.diff(offsets))
-    starts = ends - lengths[flat]
+    starts = ends - lengths
     if strips:  # the first token stands for a space more than the document has
         starts, ends = np.maximum(starts - 1, 0), np.maximum(ends - 1, 0)
     if isinstance(encoder, SubwordEncoder):

@@ -1,4 +1,4 @@
-"""The dictionary of the most frequent strings of a sample: no model, one count (specification C4 c)."""
+"""The dictionary of the most frequent strings of a sample: no model, one count."""
 
 import numpy as np
 

@@ -1,4 +1,4 @@
-"""Rebuilding a dictionary from where its own windows begin (specification C4 d).
+"""Rebuilding a dictionary from where its own windows begin.
 
 Windows do not begin at typical places: behind a long string stands what ends it. So strings are counted anew where the
 windows of the last dictionary begin, and the next one is built from those (Uemura et al. 2010, "Training parse trees

@@ -1,4 +1,4 @@
-"""The dictionary that the window coder amounts to: one string for every number of a window (specification C4 a)."""
+"""The dictionary that the window coder amounts to: one string for every number of a window."""
 
 from collections.abc import Sequence
 

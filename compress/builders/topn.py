@@ -1,4 +1,4 @@
-"""The dictionary of the strings that are most probable where a window begins (specification C4 b).
+"""The dictionary of the strings that are most probable where a window begins.
 
 The mean length of a window is the sum, over all strings, of how probable it is that the text begins with one. So for
 given probabilities of text at a window's start, no dictionary that holds its strings' beginnings has longer windows.

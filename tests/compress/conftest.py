@@ -26,4 +26,4 @@ def texts(documents: list[bytes]) -> Texts:
 
 @pytest.fixture(scope="session")
 def model(texts: Texts) -> TreeModel:
-    return ngram_model(texts, order=3)
+    return ngram_model(texts, order=3, nodes=100_000)

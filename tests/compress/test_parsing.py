@@ -1,12 +1,14 @@
 """The fewest windows against trying every cut."""
 
 from functools import cache
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from seqmill.compress import parsing
 from seqmill.compress.dictionary import Dictionary
 from seqmill.compress.parsing import fewest_windows, parse
 from seqmill.compress.trie import Trie
@@ -36,6 +38,26 @@ def test_no_cut_has_fewer_windows(strings: set[bytes], documents: list[bytes]) -
     for document, first, last in zip(documents, ends, ends[1:], strict=False):
         assert b"".join(known[i] for i in ids[first:last]) == document
         assert last - first == fewest(frozenset(known), document)
+
+
+@pytest.mark.parametrize("stretch", [1, 300, 1000])
+def test_text_that_is_cut_stretch_by_stretch_is_cut_as_in_one(monkeypatch: pytest.MonkeyPatch, stretch: int) -> None:
+    random = np.random.default_rng(0)
+    words = {bytes(random.choice(list(b"aab "), size=random.integers(2, 14))) for _ in range(400)}
+    trie = Trie.of(Dictionary.from_strings([*SINGLES, *words, b"a" * 255]))
+    documents = [bytes(random.choice(list(b"aab c"), size=size)) for size in (5_000, 0, 1, 299, 300, 301, 2_000)]
+    documents += [b"a" * 4_000, b"ab" * 700 + b"a" * 900 + b"c"]
+    offsets = np.concatenate([[0], np.cumsum([len(document) for document in documents])])
+    data = np.frombuffer(b"".join(documents), np.uint8)
+    ids, ends = fewest_windows(trie, data, offsets)
+    monkeypatch.setattr(parsing, "STRETCH", stretch)
+    found, found_ends = fewest_windows(trie, data, offsets, np.uint16)
+    assert found.tolist() == ids.tolist()
+    assert found_ends.tolist() == ends.tolist()
+    alone = [
+        fewest_windows(trie, data[first:last], np.array([0, last - first]))[0] for first, last in pairwise(offsets)
+    ]
+    assert np.concatenate(alone).tolist() == ids.tolist()
 
 
 def test_of_equally_short_cuts_the_last_string_is_the_longest_that_it_can_be() -> None:

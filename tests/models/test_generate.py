@@ -63,6 +63,16 @@ def test_a_stop_token_ends_its_own_request_only_and_is_not_part_of_it(model: Mod
         assert with_stop.finish == ("stop" if hits else "length")
 
 
+def test_a_first_token_is_one_of_those_allowed_and_the_others_follow_from_it(
+    model: Model, prompts: list[list[int]]
+) -> None:
+    ranges = [range(place, place + 1 + 3 * place) for place in range(len(prompts))]
+    found = generate(model, prompts, NEW, first_ids=ranges, max_batch=3)
+    for prompt, allowed, sequence in zip(prompts, ranges, found, strict=True):
+        best = int(logits_of(model, prompt)[-1][allowed.start : allowed.stop].argmax()) + allowed.start
+        assert sequence.tokens == (best, *recomputed(model, [*prompt, best], NEW - 1))
+
+
 def test_sampled_tokens_do_not_depend_on_the_other_prompts(model: Model, prompts: list[list[int]]) -> None:
     settings = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "seed": 7}
     beside = generate(model, prompts, NEW, **settings)  # type: ignore[arg-type]

@@ -74,9 +74,20 @@ def tokenizer_build(
     kind: Annotated[str, typer.Option(help="equal-info: windows of equal information.")] = "equal-info",
     window: Annotated[int, typer.Option(help="Bits of a window, 8 to 20: 2 ** window strings.")] = 16,
     builder: Annotated[str, typer.Option(help="How strings are chosen: pairs, counts, topn or stopcell.")] = "pairs",
-    rounds: Annotated[int, typer.Option(help="Rounds of counting the sample's windows and choosing again.")] = 5,
+    model: Annotated[
+        str, typer.Option(help="What topn and stopcell ask for probabilities: counts, ngram or transformer.")
+    ] = "counts",
+    rounds: Annotated[
+        int | None, typer.Option(help="Rounds of choosing again by the sample's windows; default 5 of pairs, else 3.")
+    ] = None,
     parse: Annotated[str, typer.Option(help="The longest string first, or the fewest windows.")] = "longest",
     tables: Annotated[int, typer.Option(help="Dictionaries, one for each group of similar documents.")] = 1,
+    byte_model: Annotated[str | None, typer.Option(help="A transformer that was trained before.")] = None,
+    byte_model_preset: Annotated[
+        str, typer.Option(help="The transformer to train: bytes-0.2m, bytes-0.8m or bytes-3m.")
+    ] = "bytes-0.8m",
+    byte_model_steps: Annotated[int, typer.Option(help="Updates of its training.")] = 4000,
+    device: Annotated[str, typer.Option(help="Of its training: auto, cpu or cuda.")] = "auto",
     sample_bytes: Annotated[int, typer.Option(help="Text to learn from, at most.")] = 1_000_000_000,
     source_alpha: Annotated[
         float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
@@ -92,16 +103,18 @@ def tokenizer_build(
     from seqmill.errors import UserError
     from seqmill.manifest import open_manifest
     from seqmill.pipeline.build_tokenizer import EqualInfoConfig
+    from seqmill.pipeline.model_steps import ByteModelConfig
     from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
 
     if kind != "equal-info":
         raise UserError(f"--kind {kind}: `tokenizer build` makes equal-info; `tokenizer train` makes the others")
+    transformer = ByteModelConfig(byte_model_preset, byte_model_steps, device=device)
     config = TokenizerConfig(
         kind=kind,
         sample_bytes=sample_bytes,
         source_alpha=source_alpha,
         memory_mb=memory_mb,
-        equal_info=EqualInfoConfig(window, builder, rounds, parse, tables),
+        equal_info=EqualInfoConfig(window, builder, model, rounds, parse, tables, byte_model, transformer),
     )
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
         documents = stage.documents(inputs)

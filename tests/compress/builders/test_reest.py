@@ -15,7 +15,7 @@ def build(texts: Texts, starts: np.ndarray | None) -> Dictionary:
 
 
 def build_by_model(texts: Texts, starts: np.ndarray | None) -> Dictionary:
-    return topn(counts_model(texts, starts, precision=12), 12)
+    return topn(counts_model(texts, starts, nodes=20_000, precision=12), 12)
 
 
 def windows(dictionary: Dictionary, texts: Texts) -> int:
