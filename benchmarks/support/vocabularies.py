@@ -19,16 +19,10 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from seqmill.compress.builders.counts import counts
-from seqmill.compress.builders.reest import reest
-from seqmill.compress.builders.stopcell import stopcell
-from seqmill.compress.builders.topn import topn
 from seqmill.compress.code_range import code_range
-from seqmill.compress.counts_model import counts_model
-from seqmill.compress.dictionary import Dictionary
 from seqmill.compress.ratios import id_stream_size
 from seqmill.compress.texts import Texts
-from seqmill.pipeline.build_tokenizer import BUILDERS, EqualInfoConfig
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionary
 from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
@@ -176,25 +170,14 @@ def texts_in_a_row(texts: pa.LargeStringArray) -> Texts:
     return Texts(data, offsets)
 
 
-def dictionary(builder: str, texts: Texts, window: int, rounds: int) -> Dictionary:
-    """A faithful dictionary: of the counts themselves, or of a model of counts."""
-    precision = min(MOST_PRECISION, code_range(window).bit_length() - 1)
-
-    def built(sample: Texts, starts: np.ndarray | None) -> Dictionary:
-        if builder == "counts":
-            return counts(sample, window, starts=starts)
-        return {"topn": topn, "stopcell": stopcell}[builder](counts_model(sample, starts, precision=precision), window)
-
-    return reest(texts, built, rounds)
-
-
 def _faithful(texts: pa.LargeStringArray, window: int, artifact: Path, builder: str, rounds: int) -> None:
-    save_equal_info(artifact, [dictionary(builder, texts_in_a_row(texts), window, rounds)], "longest", {})
+    config = EqualInfoConfig(window, builder, rounds=rounds)
+    save_equal_info(artifact, [build_dictionary(texts_in_a_row(texts), config)], config.parse, {})
 
 
 def _pairs(texts: pa.LargeStringArray, window: int, artifact: Path, parse: str) -> None:
     config = EqualInfoConfig(window, parse=parse)
-    save_equal_info(artifact, [BUILDERS["pairs"](as_large_binary(texts), config)], parse, {})
+    save_equal_info(artifact, [build_dictionary(texts_in_a_row(texts), config)], parse, {})
 
 
 def _pairs_by_group(texts: pa.LargeStringArray, window: int, artifact: Path, tables: int) -> None:

@@ -19,7 +19,7 @@ from seqmill.compress.ngram_model import ngram_model
 from seqmill.compress.texts import Texts
 from seqmill.compress.tree_model import TreeModel
 from seqmill.compress.window_coder import WindowCoder
-from seqmill.pipeline.build_tokenizer import BUILDERS, EqualInfoConfig
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionary
 from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
 from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
@@ -27,7 +27,7 @@ from seqmill.tokenizers_ext.merging import MergeConfig, MergedEncoder, learn_tab
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.training import train_bpe
 
-from .vocabularies import ROUNDS, dictionary
+from .vocabularies import ROUNDS
 
 WINDOW = 12  # bits of the windows that are one id each, and so log2 of the strings of all vocabularies
 PRECISION = 14  # bits of the byte model's frequencies
@@ -113,14 +113,14 @@ def _windows(window: int, resets_model: bool = True) -> Callable[[Source], Arm]:
 
 def _dictionary(builder: str, rounds: int) -> Callable[[Source], Arm]:
     def arm(source: Source) -> Arm:
-        table = dictionary(builder, source.texts, WINDOW, rounds)
+        table = build_dictionary(source.texts, EqualInfoConfig(WINDOW, builder, rounds=rounds))
         return _of_encoder(EqualInfoEncoder([table]), len(table))
 
     return arm
 
 
 def _pairs(source: Source) -> Arm:
-    table = BUILDERS["pairs"](source.column, EqualInfoConfig(WINDOW))
+    table = build_dictionary(source.texts, EqualInfoConfig(WINDOW))
     return _of_encoder(EqualInfoEncoder([table]), len(table))
 
 
