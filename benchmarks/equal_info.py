@@ -4,7 +4,9 @@ arithmetic codes, as in 'Training LLMs over Neurally Compressed Text' (Lester et
 Every arm gives the same passages to the same small decoder as ids. All models are trained for the same number of
 floating-point operations, softmax included, and looked at a second time when all have seen as much text. Losses are in
 bits per byte of held-out passages: every id and every end of a passage counts, over exactly the bytes of the text.
-Vocabularies and byte models learn from one part of the documents, decoders from another, and a third is held out.
+Vocabularies and byte models learn from one part of the documents, decoders from another, and a third is held out. What
+the byte model of a code costs is not among the operations: it looks counts up. It must be weaker than the decoders, or
+codes that no decoder can learn from look best: their bits per byte are the byte model's own.
 
     bytes, bpe, bpe-unsplit     bytes; BPE of 4,096 strings with the GPT-2 splitter, and without any
     ac, static-ac               one arithmetic code a passage by a byte model, or by frequencies of bytes; 8-bit ids
