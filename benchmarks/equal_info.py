@@ -363,7 +363,7 @@ def _plot(path: Path, results: Results) -> None:
         bits = np.array([[point.bits_per_byte for point in curve] for curve in result.curves])
         lines = axes.plot(flops, bits.mean(axis=0), styles[place // 10 % 3], marker=".", label=result.arm)
         axes.fill_between(flops, bits.min(axis=0), bits.max(axis=0), color=lines[0].get_color(), alpha=0.2, lw=0)
-    axes.legend(fontsize="small", ncols=2)
+    figure.legend(fontsize="small", loc="outside right upper")
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
