@@ -26,6 +26,7 @@ from seqmill.storage import canonical_json, read_arrow, read_metadata, with_meta
 
 KIND = "integer-transformer"
 LARGEST = 127  # of int8 weights and inputs: -128 is left out
+MOST_POSITIONS = 4096  # from here on the values that attention adds up may not fit 64 bits
 MOST_INPUTS = (2**24 - 1) // LARGEST**2  # 1,040 columns of a matrix
 MULTIPLIER_BITS = 16  # multipliers are below 2**16
 
@@ -57,10 +58,11 @@ class DecoderShape:
         for name, value in asdict(self).items():
             if value < 1:
                 raise UserError(f"a decoder of {name} = {value} cannot be: must be 1 or more")
-        if self.heads % self.kv_heads or self.head_dim % 2 or self.positions < 2:
+        if self.heads % self.kv_heads or self.head_dim % 2 or not 2 <= self.positions < MOST_POSITIONS:
             raise UserError(
                 f"heads = {self.heads}, kv_heads = {self.kv_heads}, head_dim = {self.head_dim}, positions = "
-                f"{self.positions}: kv_heads must divide heads, head_dim be even, and positions be 2 or more"
+                f"{self.positions}: kv_heads must divide heads, head_dim be even, and positions be from 2 to "
+                f"{MOST_POSITIONS - 1}, beyond which sums could overflow"
             )
         widest = max(self.dim, self.heads * self.head_dim, self.ffn_dim)
         if widest > MOST_INPUTS:

@@ -1,6 +1,6 @@
 """Cutting text into the fewest strings of a dictionary, instead of the longest one first.
 
-    strings a, b, c, ab, abc, bcd, d     "abcd"    longest first: abc d; fewest: also 2, abc d or a bcd
+    strings a, b, c, d, abc, bcd         "abcd"    longest first: abc d; fewest: also 2, a bcd
     strings a, b, c, d, e, ab, bcde      "abcde"   longest first: ab c d e, 4 windows; fewest: a bcde, 2
 
 A shortest path from the document's start to its end, an edge for every string that stands at a place (PathPiece:

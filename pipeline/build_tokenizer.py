@@ -1,6 +1,7 @@
 """Building the dictionaries of an equal-info tokenizer: one unit, on a sample that is held in memory."""
 
 import itertools
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,7 @@ from seqmill.compress.counts_model import counts_model
 from seqmill.compress.dictionary import LONGEST_STRING, Dictionary
 from seqmill.compress.ngram_model import ngram_model
 from seqmill.compress.parsing import parse
-from seqmill.compress.texts import Texts
+from seqmill.compress.texts import MOST_BYTES, Texts
 from seqmill.errors import UserError
 from seqmill.pipeline.execution import UnitResult
 from seqmill.pipeline.model_steps import ByteModelConfig
@@ -36,11 +37,14 @@ from seqmill.tokenizers_ext.gather import binary_array
 from seqmill.tokenizers_ext.merging import MergeConfig, learn_table
 from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES
 
+logger = logging.getLogger(__name__)
+
 MODELS = ("counts", "ngram", "transformer")
 MODEL_BUILDERS = ("topn", "stopcell")
 ROUNDS = {"pairs": 5, "counts": 3, "topn": 3, "stopcell": 3}  # where `rounds` is not given
 COUNTING_BYTES = 12  # memory that one byte of text takes when substrings are counted
 MOST_TABLES = 32
+MOST_PAIRS_WINDOW = 18  # bits
 MB = 1_000_000
 
 
@@ -68,6 +72,16 @@ class EqualInfoConfig:
             raise UserError(
                 f"tokenizer.equal_info.model = {self.model!r} goes with builder = {' or '.join(MODEL_BUILDERS)}; "
                 f"{self.builder!r} counts the sample itself"
+            )
+        if self.builder == "pairs" and self.window > MOST_PAIRS_WINDOW:
+            raise UserError(
+                f"tokenizer.equal_info.window = {self.window} with builder = 'pairs': its long strings would not fit a "
+                f"trie; use windows of up to {MOST_PAIRS_WINDOW} bits, or builder = 'counts'"
+            )
+        if self.byte_model and self.model != "transformer":
+            raise UserError(
+                f"tokenizer.equal_info.byte_model = {self.byte_model!r} goes with model = 'transformer', not "
+                f"{self.model!r}: leave it out, or choose builder = 'topn' and model = 'transformer'"
             )
         if self.rounds is not None and self.rounds < 0:
             raise UserError(f"tokenizer.equal_info.rounds = {self.rounds}: 0 or more are needed")
@@ -107,10 +121,12 @@ def build_dictionaries(
             where one is asked.
     """
     most = memory_mb * MB // (TRAINING_BYTES if config.builder == "pairs" else COUNTING_BYTES)
+    most = min(most, MOST_BYTES // 2)  # a sample may be larger than is expected of it, but not by so much
     sample = Sample(shares_for(payload["shares"], 2 * payload["sample_bytes"], most), seed)
     parts = [texts.cast(pa.large_binary()) for file in payload["parts"].values() for texts in sample.of(file)]
     require_documents(sample.figures())
     texts = pa.concat_arrays(parts)
+    del parts
     group_of = group_documents(*offsets_and_bytes(texts), config.tables)
     groups = [_texts(texts.filter(pa.array(group_of == group))) for group in range(config.tables)]
     figures: dict[str, Any] = {
@@ -123,12 +139,22 @@ def build_dictionaries(
     }
     if config.builder in MODEL_BUILDERS:
         figures |= {"precision": config.precision}
+    if payload["config"]["source_alpha"] != 1:
+        figures |= {"source_alpha": payload["config"]["source_alpha"], "shares": payload["shares"]}
     model = None
     if config.model == "transformer":
         model = IntegerTransformer.open(payload["byte_model"]["path"], config.precision)
         figures["byte_model"] = model.fingerprint
     tables = [build_dictionary(group, config, model) for group in groups]
     most_strings = max(map(len, tables))
+    if most_strings < config.strings:
+        logger.warning(
+            "the sample has %d bytes, too few for %d strings that occur twice: the dictionary has %d; choose a smaller "
+            "window, or more text",
+            sample.bytes,
+            config.strings,
+            most_strings,
+        )
     tables = [Dictionary.from_strings(filled(table.strings(), most_strings)) for table in tables]
     save_equal_info(out, tables, config.parse, {"algorithm": "equal-info", **figures})
     return UnitResult({DICTIONARY: sum(map(len, tables)), DESCRIPTION: 1}, figures)

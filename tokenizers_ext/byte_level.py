@@ -7,8 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pyarrow as pa
 
-from seqmill.errors import UserError
-from seqmill.tokenizers_ext.encoder import as_large_binary, list_array, offsets_and_bytes
+from seqmill.tokenizers_ext.encoder import as_large_binary, flat_ids, list_array, offsets_and_bytes
 
 BYTE_VALUES = 256
 SPECIAL_IDS = {"eos": 256, "pad": 257}
@@ -30,9 +29,7 @@ class ByteEncoder:
 
     def decode(self, ids: pa.ListArray) -> pa.LargeBinaryArray:
         """The bytes of every document, special ids left out; see `Encoder.decode`."""
-        values = ids.flatten().to_numpy()
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the byte vocabulary of {self.vocab_size} ids")
+        values = flat_ids(ids, self.vocab_size)
         is_byte = values < BYTE_VALUES
         bytes_before = np.concatenate([[0], np.cumsum(is_byte)])
         ends = np.cumsum(np.diff(ids.offsets.to_numpy()), dtype=np.int64)

@@ -103,6 +103,19 @@ def list_array(offsets: np.ndarray, values: np.ndarray, vocab_size: int) -> pa.L
     return pa.ListArray.from_arrays(pa.array(offsets.astype(np.int32)), pa.array(narrow))
 
 
+def flat_ids(ids: pa.ListArray, vocab_size: int) -> np.ndarray:
+    """The ids of all documents, integers[tokens].
+
+    Raises:
+        UserError: one lies outside the vocabulary.
+    """
+    values: np.ndarray = ids.flatten().to_numpy()
+    if len(values) and not 0 <= values.min() <= values.max() < vocab_size:
+        outside = values.min() if values.min() < 0 else values.max()
+        raise UserError(f"id {outside} is outside the vocabulary of {vocab_size} ids")
+    return values
+
+
 def document_offsets(ids: pa.ListArray) -> np.ndarray:
     """Where each list begins in `ids.flatten()`, and the end of the last: int64[documents + 1], also for a slice."""
     offsets = ids.offsets.to_numpy()

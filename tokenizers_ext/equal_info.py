@@ -20,9 +20,17 @@ from seqmill.compress.healing import HealedPrompt, heal
 from seqmill.compress.parsing import parse
 from seqmill.compress.trie import Trie
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.encoder import as_large_binary, document_offsets, id_type, list_array, offsets_and_bytes
+from seqmill.tokenizers_ext.encoder import (
+    as_large_binary,
+    document_offsets,
+    flat_ids,
+    id_type,
+    list_array,
+    offsets_and_bytes,
+)
 from seqmill.tokenizers_ext.gather import concatenate_pieces
 
+UINT32_MAX = 2**32 - 1
 PROBE = 1024  # bytes of a document by which its table is chosen: the one that needs the fewest windows for them
 
 
@@ -39,6 +47,8 @@ class EqualInfoEncoder:
         sizes = sorted({len(table) for table in self.tables})
         if len(sizes) != 1:
             raise UserError(f"tables of {', '.join(map(str, sizes)) or 'no'} strings: all need as many")
+        if sum(len(table.blob) for table in self.tables) > UINT32_MAX:
+            raise UserError(f"the strings of all tables have more than {UINT32_MAX} bytes: use fewer tables")
 
     @property
     def strings(self) -> int:
@@ -92,14 +102,14 @@ class EqualInfoEncoder:
             UserError: an id lies outside the vocabulary; or there are several tables, and the first id of a document
                 does not say which one it is written in.
         """
-        values, offsets = ids.flatten().to_numpy(), document_offsets(ids)
+        values, offsets = flat_ids(ids, self.vocab_size), document_offsets(ids)
         return concatenate_pieces(self._places(values, offsets), offsets, *self.pieces)
 
     def lengths_of(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Bytes that each id of whole documents stands for: int64[ids].
 
         Args:
-            values: unsigned integers[ids] of all documents.
+            values: integers[ids] of all documents, inside the vocabulary.
             offsets: int64[documents + 1] into `values`.
 
         Raises:
@@ -109,12 +119,20 @@ class EqualInfoEncoder:
         return np.diff(piece_offsets)[self._places(values, offsets)]
 
     def heal(self, ids: Sequence[int]) -> HealedPrompt:
-        """The ids of one prompt without the last, and what can stand in its place; at least one id is kept."""
+        """The ids of one prompt without the last, and what can stand in its place.
+
+        At least one id is kept, so a prompt of one stays as it is, and may go on with any id.
+
+        Raises:
+            UserError: there are several tables, and the first id does not say which one.
+        """
         table, first = 0, 0
         if len(self.tables) > 1 and len(ids):
             table, first = ids[0] - self.special_ids["table 0"], 1
+            if not 0 <= table < len(self.tables):
+                raise UserError(f"id {ids[0]} at a prompt's beginning says no table: encode the prompt as a document")
         if len(ids) < 2 or ids[-1] >= self.strings:
-            return HealedPrompt(np.array(ids), b"", range(self.vocab_size))
+            return HealedPrompt(np.array(ids, np.int64), b"", range(self.vocab_size))
         healed = heal(self.tables[table], np.array(ids[first:]))
         return HealedPrompt(np.concatenate([ids[:first], healed.ids]).astype(np.int64), healed.prefix, healed.next_ids)
 
@@ -152,8 +170,6 @@ class EqualInfoEncoder:
 
     def _places(self, values: np.ndarray, offsets: np.ndarray) -> np.ndarray:
         """Where each id's bytes stand among those of all tables."""
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
         if len(self.tables) == 1:
             return values
         sizes = np.diff(offsets)
@@ -162,7 +178,8 @@ class EqualInfoEncoder:
             document = int(np.flatnonzero(sizes > 0)[int(first.argmin())])
             raise UserError(
                 f"document {document} does not begin with the id of a table, {self.special_ids['table 0']} to "
-                f"{self.vocab_size - 1}: without it its ids mean nothing; decode documents from their first id on"
+                f"{self.vocab_size - 1}: without it its ids mean nothing; decode documents from their first id "
+                "on, and where single ids are looked at (merging, traps) use a tokenizer of one table"
             )
         shift = np.repeat(first * self.strings, sizes[sizes > 0])
         special = values >= self.strings

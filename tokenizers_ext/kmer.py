@@ -22,7 +22,7 @@ import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, SPECIAL_IDS
-from seqmill.tokenizers_ext.encoder import as_large_binary, id_type, list_array, offsets_and_bytes
+from seqmill.tokenizers_ext.encoder import as_large_binary, flat_ids, id_type, list_array, offsets_and_bytes
 
 BASES = b"ACGT"  # a k-mer's number has these as its digits, the first base the highest
 OTHER = 4
@@ -102,9 +102,7 @@ class KmerEncoder:
 
     def decode(self, ids: pa.ListArray) -> pa.LargeBinaryArray:
         """The bytes of every document, special ids left out; see `Encoder.decode`."""
-        values = ids.flatten().to_numpy()
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
+        values = flat_ids(ids, self.vocab_size)
         ends = np.concatenate([[0], np.cumsum(np.diff(ids.offsets.to_numpy()), dtype=np.int64)])
         config = self.config
         bases = np.frombuffer(BASES, np.uint8)
@@ -125,9 +123,7 @@ class KmerEncoder:
         Raises:
             UserError: an id lies outside the vocabulary.
         """
-        values = ids.flatten().to_numpy()
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
+        values = flat_ids(ids, self.vocab_size)
         ends = np.concatenate([[0], np.cumsum(np.diff(ids.offsets.to_numpy()), dtype=np.int64)])
         added = np.zeros(len(values), np.uint8)
         _bytes_added(values, ends, self.config.k, self.config.step, FIRST_MARK, self.config.first_kmer, added)

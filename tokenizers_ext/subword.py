@@ -13,7 +13,14 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.tokenizers_ext.encoder import as_large_binary, document_offsets, id_type, list_array, offsets_and_bytes
+from seqmill.tokenizers_ext.encoder import (
+    as_large_binary,
+    document_offsets,
+    flat_ids,
+    id_type,
+    list_array,
+    offsets_and_bytes,
+)
 from seqmill.tokenizers_ext.engines import Limits, can_cut_lines, choose_engine, encode_within
 from seqmill.tokenizers_ext.formats import read_tokenizer_file
 from seqmill.tokenizers_ext.gather import concatenate_pieces, without_first_space
@@ -82,9 +89,7 @@ class SubwordEncoder:
 
     def decode(self, ids: pa.ListArray) -> pa.LargeBinaryArray:
         """Bytes of every document; see `Encoder.decode`."""
-        values, offsets = ids.flatten().to_numpy(), document_offsets(ids)
-        if len(values) and values.max() >= self.vocab_size:
-            raise UserError(f"id {values.max()} is outside the vocabulary of {self.vocab_size} ids")
+        values, offsets = flat_ids(ids, self.vocab_size), document_offsets(ids)
         pieces = self.pieces
         if pieces is None:
             return self._decode_with_tokenizers(values, offsets)

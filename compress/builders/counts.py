@@ -1,5 +1,7 @@
 """The dictionary of the most frequent strings of a sample: no model, one count."""
 
+import itertools
+
 import numpy as np
 
 from seqmill.compress.byte_model import BYTE_VALUES
@@ -30,10 +32,5 @@ def filled(strings: list[bytes], size: int) -> list[bytes]:
     """The strings, and the shortest others until there are `size`; of equally short ones the first."""
     missing = size - len(strings)
     known = set(strings)
-    level = [b""]
-    while missing:
-        level = [string + bytes([byte]) for string in level for byte in range(BYTE_VALUES)]
-        new = [string for string in level if string not in known][:missing]
-        strings = strings + new
-        missing -= len(new)
-    return strings
+    every = (bytes(string) for length in itertools.count(1) for string in itertools.product(range(256), repeat=length))
+    return strings + list(itertools.islice((string for string in every if string not in known), missing))

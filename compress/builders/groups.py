@@ -2,15 +2,18 @@
 
 Scripts differ in the bytes that begin their letters, languages in their letters, program text in its signs. So
 documents are told apart by how often each byte occurs in them: k-means on the square roots of the shares (Hellinger
-distance), every document weighted with its bytes. All numbers that are multiplied and added are whole, and small enough
-for floats to be exact whatever the order: groups do not depend on the number of threads.
+distance), every document weighted with its bytes. All numbers that matrices multiply and add are whole, and small
+enough for floats to be exact whatever the order: groups do not depend on the number of threads.
 """
+
+import math
 
 import numba
 import numpy as np
 
 LOOKED_AT = 1 << 14  # bytes of a document
 MOST_FITTED = 50_000  # documents that the centres are found with: every n-th of them
+AT_A_TIME = 4096  # documents that are put into their groups together: 2 kB each
 ROUNDS = 30  # at most
 SCALE = 4096  # of points and centres, which are whole numbers from 0 to this
 
@@ -41,7 +44,12 @@ def group_documents(offsets: np.ndarray, data: np.ndarray, groups: int) -> np.nd
             total = weights[nearest == group] @ points[nearest == group]
             if total.any():
                 centres[group] = _on_sphere(total)
-    return np.argmax(_points(offsets, data, 1) @ centres.T, axis=1)
+    return np.concatenate(
+        [
+            np.argmax(_points(offsets[first : first + AT_A_TIME + 1], data, 1) @ centres.T, axis=1)
+            for first in range(0, documents, AT_A_TIME)
+        ]
+    )
 
 
 def _first_centres(points: np.ndarray, weights: np.ndarray, groups: int) -> np.ndarray:
@@ -54,8 +62,8 @@ def _first_centres(points: np.ndarray, weights: np.ndarray, groups: int) -> np.n
 
 
 def _on_sphere(total: np.ndarray) -> np.ndarray:
-    length = np.sqrt((total * total).sum())
-    return np.rint(total / max(length, 1.0) * SCALE)
+    length = math.isqrt(sum(int(share) ** 2 for share in total))
+    return np.rint(total / max(length, 1) * SCALE)
 
 
 @numba.njit(nogil=True, cache=True)

@@ -102,7 +102,7 @@ def test_absurd_weights_are_refused() -> None:
         ({"heads": 300, "kv_heads": 1}, "sums 1200 products"),
         ({"kv_heads": 3}, "kv_heads must divide heads"),
         ({"head_dim": 5}, "head_dim be even"),
-        ({"positions": 1}, "positions be 2 or more"),
+        ({"positions": 1}, "positions be from 2 to 4095"),
         ({"layers": 0}, "layers = 0"),
     ],
 )

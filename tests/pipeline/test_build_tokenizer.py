@@ -136,6 +136,8 @@ def test_tables_of_groups_need_fewer_windows_than_one_for_all(
         ({"model": "lstm"}, "model = 'lstm': choose one of counts, ngram, transformer"),
         ({"model": "ngram"}, "model = 'ngram' goes with builder = topn or stopcell; 'pairs' counts the sample itself"),
         ({"builder": "topn", "model": "ngram", "rounds": 2}, "rounds = 2: a model of kind 'ngram' is not learned anew"),
+        ({"byte_model": "model.arrow"}, "byte_model = 'model.arrow' goes with model = 'transformer', not 'counts'"),
+        ({"window": 19}, "window = 19 with builder = 'pairs': its long strings would not fit"),
         ({"rounds": -1}, "rounds = -1: 0 or more"),
         ({"parse": "optimal"}, "parse = 'optimal': choose one of longest, fewest"),
         ({"tables": 33}, "tables = 33: between 1 and 32"),
@@ -145,6 +147,18 @@ def test_tables_of_groups_need_fewer_windows_than_one_for_all(
 def test_settings_that_cannot_be_are_refused(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         EqualInfoConfig(**settings)
+
+
+def test_a_sample_of_too_few_strings_makes_a_smaller_dictionary_and_says_so(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "small.jsonl").write_text('{"text": "one fish, two fish"}\n')
+    inputs = IngestConfig((str(tmp_path / "small.jsonl"),))
+    ingest(inputs, NormaliseConfig(), tmp_path / "in", LocalExecutor(1), Silent())
+    config = TokenizerConfig(kind="equal-info", equal_info=EqualInfoConfig(window=12))
+    encoder = train_tokenizer(tmp_path / "in", config, tmp_path / "out", LocalExecutor(1), Silent())
+    assert 260 < encoder.vocab_size < 280
+    assert "the sample has 18 bytes, too few for 4096 strings that occur twice" in caplog.text
 
 
 def test_a_model_that_is_not_there_is_refused(build: Callable[..., EqualInfoEncoder]) -> None:

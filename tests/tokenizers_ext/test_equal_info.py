@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from seqmill.compress.dictionary import Dictionary
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext import Encoder, load, save_equal_info, spans
+from seqmill.tokenizers_ext.byte_level import ByteEncoder
 from seqmill.tokenizers_ext.equal_info import PROBE, EqualInfoEncoder
+from seqmill.tokenizers_ext.kmer import KmerEncoder
 from seqmill.tokenizers_ext.metrics import is_split, token_bytes
 from seqmill.tokenizers_ext.token_bytes import bytes_of_ids
 
@@ -91,6 +93,12 @@ def test_an_id_outside_the_vocabulary_is_refused(encoder: EqualInfoEncoder) -> N
     assert encoder.decode(pa.array([[], []], pa.list_(pa.uint16()))).to_pylist() == [b"", b""]
 
 
+@pytest.mark.parametrize("encoder", [ONE, TWO, ByteEncoder(), KmerEncoder()], ids=lambda encoder: encoder.kind)
+def test_a_negative_id_is_refused(encoder: Encoder) -> None:
+    with pytest.raises(UserError, match="id -5 is outside the vocabulary"):
+        encoder.decode(pa.array([[1, -5]], pa.list_(pa.int64())))
+
+
 def test_tables_of_several_sizes_are_refused() -> None:
     with pytest.raises(UserError, match="tables of 257, 261 strings: all need as many"):
         EqualInfoEncoder([ENGLISH, Dictionary.from_strings([*SINGLES, b"ab"])])
@@ -143,6 +151,8 @@ def test_a_prompt_that_ends_within_a_window_is_taken_back_to_the_one_before() ->
     with_table = TWO.heal(TWO.encode(pa.array(["кот ко"])).to_pylist()[0])
     assert with_table.ids[0] == TWO.special_ids["table 1"]
     assert [RUSSIAN.string(i).decode() for i in with_table.next_ids] == ["ко", "кот "]
+    with pytest.raises(UserError, match="id 3 at a prompt's beginning says no table"):
+        TWO.heal([3, 4])
     for short in ([], [ids[0]], [*ids, ONE.special_ids["eos"]]):
         assert ONE.heal(short).ids.tolist() == short
         assert ONE.heal(short).next_ids == range(ONE.vocab_size)

@@ -44,3 +44,12 @@ def test_one_group_and_no_documents_are_groups_too() -> None:
     assert group_documents(*flat([]), 4).tolist() == []
     assert set(group_documents(*flat([b"", b""]), 4).tolist()) == {0}
     assert group_documents(*flat([b"same", b"same"]), 3).tolist() == [0, 0]
+
+
+def test_groups_do_not_depend_on_how_many_documents_are_looked_at_together(
+    monkeypatch: pytest.MonkeyPatch, scripts: tuple[list[bytes], list[int]]
+) -> None:
+    documents, _ = scripts
+    expected = group_documents(*flat(documents), 3).tolist()
+    monkeypatch.setattr(groups, "AT_A_TIME", 7)
+    assert group_documents(*flat(documents), 3).tolist() == expected
