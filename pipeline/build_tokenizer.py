@@ -127,7 +127,7 @@ def build_dictionaries(
     if config.model == "transformer":
         model = IntegerTransformer.open(payload["byte_model"]["path"], config.precision)
         figures["byte_model"] = model.fingerprint
-    tables = [_BUILDERS[config.builder](group, config, model) for group in groups]
+    tables = [BUILDERS[config.builder](group, config, model) for group in groups]
     most_strings = max(map(len, tables))
     tables = [Dictionary.from_strings(filled(table.strings(), most_strings)) for table in tables]
     save_equal_info(out, tables, config.parse, {"algorithm": "equal-info", **figures})
@@ -181,7 +181,7 @@ def _of_model(texts: Texts, config: EqualInfoConfig, model: ByteModel | None) ->
     return reest(texts, build, config.rounds_made)
 
 
-_BUILDERS: dict[str, Callable[[Texts, EqualInfoConfig, ByteModel | None], Dictionary]] = {
+BUILDERS: dict[str, Callable[[Texts, EqualInfoConfig, ByteModel | None], Dictionary]] = {
     "pairs": _pairs,
     "counts": _counts,
     "topn": _of_model,

@@ -19,12 +19,7 @@ import numpy as np
 import pyarrow as pa
 import zstandard
 
-from seqmill.compress.builders.counts import counts
-from seqmill.compress.builders.reest import reest
-from seqmill.compress.builders.stopcell import stopcell
-from seqmill.compress.builders.topn import topn
 from seqmill.compress.code_range import code_range
-from seqmill.compress.counts_model import counts_model
 from seqmill.compress.dictionary import Dictionary
 from seqmill.compress.ratios import id_stream_size
 from seqmill.compress.texts import Texts
@@ -43,8 +38,6 @@ from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES
 from . import corpus
 from .processes import Cost, run_on_one_core
 
-ROUNDS = 3  # of re-estimation of the faithful builders; the others' are those of `seqmill tokenizer build`
-MOST_PRECISION = 14  # bits of a model's frequencies, as in the paper
 SPARE_MB = 1024
 LITTLE = 4_000  # bytes of text that load the code
 LITTLE_WINDOW = 9  # bits
@@ -176,25 +169,22 @@ def texts_in_a_row(texts: pa.LargeStringArray) -> Texts:
     return Texts(data, offsets)
 
 
-def dictionary(builder: str, texts: Texts, window: int, rounds: int) -> Dictionary:
-    """A faithful dictionary: of the counts themselves, or of a model of counts."""
-    precision = min(MOST_PRECISION, code_range(window).bit_length() - 1)
-
-    def built(sample: Texts, starts: np.ndarray | None) -> Dictionary:
-        if builder == "counts":
-            return counts(sample, window, starts=starts)
-        return {"topn": topn, "stopcell": stopcell}[builder](counts_model(sample, starts, precision=precision), window)
-
-    return reest(texts, built, rounds)
+def dictionary(
+    builder: str, texts: Texts, window: int, rounds: int | None = None, parse: str = "longest"
+) -> Dictionary:
+    """A dictionary by a builder of `seqmill tokenizer build`; None: as many rounds as that makes."""
+    return BUILDERS[builder](texts, EqualInfoConfig(window, builder, rounds=rounds, parse=parse), None)
 
 
-def _faithful(texts: pa.LargeStringArray, window: int, artifact: Path, builder: str, rounds: int) -> None:
-    save_equal_info(artifact, [dictionary(builder, texts_in_a_row(texts), window, rounds)], "longest", {})
-
-
-def _pairs(texts: pa.LargeStringArray, window: int, artifact: Path, parse: str) -> None:
-    config = EqualInfoConfig(window, parse=parse)
-    save_equal_info(artifact, [BUILDERS["pairs"](as_large_binary(texts), config)], parse, {})
+def _windows(
+    texts: pa.LargeStringArray,
+    window: int,
+    artifact: Path,
+    builder: str,
+    rounds: int | None = None,
+    parse: str = "longest",
+) -> None:
+    save_equal_info(artifact, [dictionary(builder, texts_in_a_row(texts), window, rounds, parse)], parse, {})
 
 
 def _pairs_by_group(texts: pa.LargeStringArray, window: int, artifact: Path, tables: int) -> None:
@@ -220,18 +210,16 @@ def _split_bpe(texts: pa.LargeStringArray, window: int, artifact: Path) -> None:
     save_subword(artifact, train_bpe([texts], code_range(window) + 1), {})  # one id more: the end of a text
 
 
-FAITHFUL: Mapping[str, Build] = {
-    "counts-no-rounds": partial(_faithful, builder="counts", rounds=0),
-    "counts": partial(_faithful, builder="counts", rounds=ROUNDS),
-    "topn": partial(_faithful, builder="topn", rounds=ROUNDS),
-    "stopcell": partial(_faithful, builder="stopcell", rounds=ROUNDS),
-}
-BEYOND: Mapping[str, Build] = {
-    "pairs": partial(_pairs, parse="longest"),
-    "pairs-fewest": partial(_pairs, parse="fewest"),
+DICTIONARIES: Mapping[str, Build] = {
+    "counts-no-rounds": partial(_windows, builder="counts", rounds=0),
+    "counts": partial(_windows, builder="counts"),
+    "topn": partial(_windows, builder="topn"),
+    "stopcell": partial(_windows, builder="stopcell"),
+    "pairs": partial(_windows, builder="pairs"),
+    "pairs-fewest": partial(_windows, builder="pairs", parse="fewest"),
 }
 BPES: Mapping[str, Build] = {"BPE-unsplit": _unsplit_bpe, "BPE-gpt2": _split_bpe}
-SYSTEMS: Mapping[str, Build] = {**FAITHFUL, **BEYOND, **BPES}
+SYSTEMS: Mapping[str, Build] = {**DICTIONARIES, **BPES}
 
 
 def by_group(tables: int) -> str:

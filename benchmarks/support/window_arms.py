@@ -19,7 +19,6 @@ from seqmill.compress.ngram_model import ngram_model
 from seqmill.compress.texts import Texts
 from seqmill.compress.tree_model import TreeModel
 from seqmill.compress.window_coder import WindowCoder
-from seqmill.pipeline.build_tokenizer import BUILDERS, EqualInfoConfig
 from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
 from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
@@ -27,7 +26,7 @@ from seqmill.tokenizers_ext.merging import MergeConfig, MergedEncoder, learn_tab
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.training import train_bpe
 
-from .vocabularies import ROUNDS, dictionary
+from .vocabularies import dictionary
 
 WINDOW = 12  # bits of the windows that are one id each, and so log2 of the strings of all vocabularies
 PRECISION = 14  # bits of the byte model's frequencies
@@ -111,17 +110,12 @@ def _windows(window: int, resets_model: bool = True) -> Callable[[Source], Arm]:
     return arm
 
 
-def _dictionary(builder: str, rounds: int) -> Callable[[Source], Arm]:
+def _dictionary(builder: str, rounds: int | None = None) -> Callable[[Source], Arm]:
     def arm(source: Source) -> Arm:
         table = dictionary(builder, source.texts, WINDOW, rounds)
         return _of_encoder(EqualInfoEncoder([table]), len(table))
 
     return arm
-
-
-def _pairs(source: Source) -> Arm:
-    table = BUILDERS["pairs"](source.column, EqualInfoConfig(WINDOW))
-    return _of_encoder(EqualInfoEncoder([table]), len(table))
 
 
 ARMS: Mapping[str, Callable[[Source], Arm]] = MappingProxyType(
@@ -137,10 +131,10 @@ ARMS: Mapping[str, Callable[[Source], Arm]] = MappingProxyType(
         "eiw64": _windows(64),
         "eiw128": _windows(128),
         "eiw12": _dictionary("stopcell", 0),
-        "eiw12-reest": _dictionary("stopcell", ROUNDS),
-        "eiw12-topn": _dictionary("topn", ROUNDS),
-        "eiw12-counts": _dictionary("counts", ROUNDS),
-        "eiw12-pairs": _pairs,
+        "eiw12-reest": _dictionary("stopcell"),
+        "eiw12-topn": _dictionary("topn"),
+        "eiw12-counts": _dictionary("counts"),
+        "eiw12-pairs": _dictionary("pairs"),
     }
 )
 """By name: eiw is windows of so many bits, cut into ids of 8 bits; eiw12 are windows that are one id each."""
