@@ -127,11 +127,20 @@ def build_dictionaries(
     if config.model == "transformer":
         model = IntegerTransformer.open(payload["byte_model"]["path"], config.precision)
         figures["byte_model"] = model.fingerprint
-    tables = [BUILDERS[config.builder](group, config, model) for group in groups]
+    tables = [build_dictionary(group, config, model) for group in groups]
     most_strings = max(map(len, tables))
     tables = [Dictionary.from_strings(filled(table.strings(), most_strings)) for table in tables]
     save_equal_info(out, tables, config.parse, {"algorithm": "equal-info", **figures})
     return UnitResult({DICTIONARY: sum(map(len, tables)), DESCRIPTION: 1}, figures)
+
+
+def build_dictionary(texts: Texts, config: EqualInfoConfig, model: ByteModel | None = None) -> Dictionary:
+    """One dictionary of some documents.
+
+    Args:
+        model: a transformer, where `config.model` says so; models that count are made of the texts.
+    """
+    return _BUILDERS[config.builder](texts, config, model)
 
 
 def byte_model_reference(path: Path) -> dict[str, str]:
@@ -181,7 +190,7 @@ def _of_model(texts: Texts, config: EqualInfoConfig, model: ByteModel | None) ->
     return reest(texts, build, config.rounds_made)
 
 
-BUILDERS: dict[str, Callable[[Texts, EqualInfoConfig, ByteModel | None], Dictionary]] = {
+_BUILDERS: dict[str, Callable[[Texts, EqualInfoConfig, ByteModel | None], Dictionary]] = {
     "pairs": _pairs,
     "counts": _counts,
     "topn": _of_model,

@@ -20,10 +20,9 @@ import pyarrow as pa
 import zstandard
 
 from seqmill.compress.code_range import code_range
-from seqmill.compress.dictionary import Dictionary
 from seqmill.compress.ratios import id_stream_size
 from seqmill.compress.texts import Texts
-from seqmill.pipeline.build_tokenizer import BUILDERS, EqualInfoConfig
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionary
 from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
@@ -38,6 +37,8 @@ from seqmill.tokenizers_ext.training.bpe import TRAINING_BYTES
 from . import corpus
 from .processes import Cost, run_on_one_core
 
+ROUNDS = 3  # of re-estimation of the faithful builders; the others' are those of `seqmill tokenizer build`
+MOST_PRECISION = 14  # bits of a model's frequencies, as in the paper
 SPARE_MB = 1024
 LITTLE = 4_000  # bytes of text that load the code
 LITTLE_WINDOW = 9  # bits
@@ -169,22 +170,14 @@ def texts_in_a_row(texts: pa.LargeStringArray) -> Texts:
     return Texts(data, offsets)
 
 
-def dictionary(
-    builder: str, texts: Texts, window: int, rounds: int | None = None, parse: str = "longest"
-) -> Dictionary:
-    """A dictionary by a builder of `seqmill tokenizer build`; None: as many rounds as that makes."""
-    return BUILDERS[builder](texts, EqualInfoConfig(window, builder, rounds=rounds, parse=parse), None)
+def _faithful(texts: pa.LargeStringArray, window: int, artifact: Path, builder: str, rounds: int) -> None:
+    config = EqualInfoConfig(window, builder, rounds=rounds)
+    save_equal_info(artifact, [build_dictionary(texts_in_a_row(texts), config)], config.parse, {})
 
 
-def _windows(
-    texts: pa.LargeStringArray,
-    window: int,
-    artifact: Path,
-    builder: str,
-    rounds: int | None = None,
-    parse: str = "longest",
-) -> None:
-    save_equal_info(artifact, [dictionary(builder, texts_in_a_row(texts), window, rounds, parse)], parse, {})
+def _pairs(texts: pa.LargeStringArray, window: int, artifact: Path, parse: str) -> None:
+    config = EqualInfoConfig(window, parse=parse)
+    save_equal_info(artifact, [build_dictionary(texts_in_a_row(texts), config)], parse, {})
 
 
 def _pairs_by_group(texts: pa.LargeStringArray, window: int, artifact: Path, tables: int) -> None:
@@ -210,16 +203,18 @@ def _split_bpe(texts: pa.LargeStringArray, window: int, artifact: Path) -> None:
     save_subword(artifact, train_bpe([texts], code_range(window) + 1), {})  # one id more: the end of a text
 
 
-DICTIONARIES: Mapping[str, Build] = {
-    "counts-no-rounds": partial(_windows, builder="counts", rounds=0),
-    "counts": partial(_windows, builder="counts"),
-    "topn": partial(_windows, builder="topn"),
-    "stopcell": partial(_windows, builder="stopcell"),
-    "pairs": partial(_windows, builder="pairs"),
-    "pairs-fewest": partial(_windows, builder="pairs", parse="fewest"),
+FAITHFUL: Mapping[str, Build] = {
+    "counts-no-rounds": partial(_faithful, builder="counts", rounds=0),
+    "counts": partial(_faithful, builder="counts", rounds=ROUNDS),
+    "topn": partial(_faithful, builder="topn", rounds=ROUNDS),
+    "stopcell": partial(_faithful, builder="stopcell", rounds=ROUNDS),
+}
+BEYOND: Mapping[str, Build] = {
+    "pairs": partial(_pairs, parse="longest"),
+    "pairs-fewest": partial(_pairs, parse="fewest"),
 }
 BPES: Mapping[str, Build] = {"BPE-unsplit": _unsplit_bpe, "BPE-gpt2": _split_bpe}
-SYSTEMS: Mapping[str, Build] = {**DICTIONARIES, **BPES}
+SYSTEMS: Mapping[str, Build] = {**FAITHFUL, **BEYOND, **BPES}
 
 
 def by_group(tables: int) -> str:

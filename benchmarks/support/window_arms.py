@@ -19,6 +19,7 @@ from seqmill.compress.ngram_model import ngram_model
 from seqmill.compress.texts import Texts
 from seqmill.compress.tree_model import TreeModel
 from seqmill.compress.window_coder import WindowCoder
+from seqmill.pipeline.build_tokenizer import EqualInfoConfig, build_dictionary
 from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, ByteEncoder
 from seqmill.tokenizers_ext.encoder import Encoder
 from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
@@ -26,7 +27,7 @@ from seqmill.tokenizers_ext.merging import MergeConfig, MergedEncoder, learn_tab
 from seqmill.tokenizers_ext.subword import SubwordEncoder
 from seqmill.tokenizers_ext.training import train_bpe
 
-from .vocabularies import dictionary
+from .vocabularies import ROUNDS
 
 WINDOW = 12  # bits of the windows that are one id each, and so log2 of the strings of all vocabularies
 PRECISION = 14  # bits of the byte model's frequencies
@@ -110,12 +111,17 @@ def _windows(window: int, resets_model: bool = True) -> Callable[[Source], Arm]:
     return arm
 
 
-def _dictionary(builder: str, rounds: int | None = None) -> Callable[[Source], Arm]:
+def _dictionary(builder: str, rounds: int) -> Callable[[Source], Arm]:
     def arm(source: Source) -> Arm:
-        table = dictionary(builder, source.texts, WINDOW, rounds)
+        table = build_dictionary(source.texts, EqualInfoConfig(WINDOW, builder, rounds=rounds))
         return _of_encoder(EqualInfoEncoder([table]), len(table))
 
     return arm
+
+
+def _pairs(source: Source) -> Arm:
+    table = build_dictionary(source.texts, EqualInfoConfig(WINDOW))
+    return _of_encoder(EqualInfoEncoder([table]), len(table))
 
 
 ARMS: Mapping[str, Callable[[Source], Arm]] = MappingProxyType(
@@ -131,10 +137,10 @@ ARMS: Mapping[str, Callable[[Source], Arm]] = MappingProxyType(
         "eiw64": _windows(64),
         "eiw128": _windows(128),
         "eiw12": _dictionary("stopcell", 0),
-        "eiw12-reest": _dictionary("stopcell"),
-        "eiw12-topn": _dictionary("topn"),
-        "eiw12-counts": _dictionary("counts"),
-        "eiw12-pairs": _dictionary("pairs"),
+        "eiw12-reest": _dictionary("stopcell", ROUNDS),
+        "eiw12-topn": _dictionary("topn", ROUNDS),
+        "eiw12-counts": _dictionary("counts", ROUNDS),
+        "eiw12-pairs": _pairs,
     }
 )
 """By name: eiw is windows of so many bits, cut into ids of 8 bits; eiw12 are windows that are one id each."""
