@@ -15,6 +15,7 @@ from seqmill.packing.step_plan import STRATEGIES, PlanSettings, StepPlan, load_s
 from seqmill.storage import read_arrow, write_arrow
 
 MODEL = CostModel(per_square=1.0, per_token=40.0, per_segment=3.0, per_row=1.0, unit="s", per_exchanged_token=8.0)
+TOKENS = CostModel(0, 1, 0, 0, "s")
 BLOCKS = architecture_costs(Architecture(32, 4096, 32, 32, 128, 11008, 50_257))
 
 
@@ -155,6 +156,31 @@ def test_columns_reach_the_bound_that_no_filling_of_slots_beats() -> None:
         plan = plan_steps(rows, MODEL, PlanSettings(4, 3, "columns", window=0))
         assert plan.used == "columns"
         assert simulate(plan, rows).time == pytest.approx(np.sort(MODEL.costs(rows))[::-1][::4].sum())
+
+
+def test_dealing_out_is_used_where_longest_first_is_unlucky() -> None:
+    """Graham's example: 3, 3 | 2, 2, 2 is best, and longest first makes it 3, 2, 2 | 3, 2."""
+    rows = rows_of([300, 200, 300, 200, 1, 200])
+    plan = plan_steps(rows, TOKENS, PlanSettings(2, 3, "lpt"))
+    check(plan, rows)
+    assert plan.used == "round-robin"
+    assert simulate(plan, rows).time == 601
+    unlucky = plan_steps(rows_of([300, 200, 300, 200, 200]), TOKENS, PlanSettings(2, 3, "lpt"))
+    assert unlucky.used == "lpt"
+    assert simulate(unlucky, rows_of([300, 200, 300, 200, 200])).time == 700
+
+
+def test_ranks_of_like_load_work_in_one_step() -> None:
+    """Four bins for two steps: 500, 400 + 200, 400, 300 + 300. In pairs as they come they would take 600 twice."""
+    rows = rows_of([500, 400, 400, 300, 300, 200])
+    assert simulate(plan_steps(rows, TOKENS, PlanSettings(2, 2, "lpt", window=2)), rows).time == 1100
+
+
+def test_columns_give_every_rank_the_same_work_in_the_end() -> None:
+    rows = rows_of(np.random.default_rng(0).integers(1, 300, 800))
+    plan = plan_steps(rows, MODEL, PlanSettings(4, 5, "columns", window=2))
+    work = np.bincount(plan.rank, plan.predicted_cost)
+    assert work.max() / work.mean() < 1.01
 
 
 def test_windows_keep_rows_near_their_place_in_the_shuffled_order() -> None:
