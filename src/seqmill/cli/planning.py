@@ -63,8 +63,11 @@ def plan(
     sizes = read_row_sizes(packed)
     planned = plan_steps(sizes, costs, settings, manifest["fingerprint"])
     save_step_plan(out, planned)
-    report = simulate(planned, sizes).as_json()
-    figures |= {"strategy": planned.used, **report, "cost_model": costs.as_json(), "plan_hash": planned.hash}
+    predicted = {
+        name: round(value, 6) if isinstance(value, float) else value
+        for name, value in simulate(planned, sizes).as_json().items()
+    }
+    figures |= {"strategy": planned.used, **predicted, "cost_model": costs.as_json(), "plan_hash": planned.hash}
     print_figures("plan", {**figures, "out": str(out)}, as_json)
 
 
