@@ -4,7 +4,8 @@
     (pack_plan, best_fit)      (tokens, write, totals)           (rows, dataset)
 
 Nothing is lost and nothing is padded: a document that is longer than a row is cut into pieces, each cut keeps the
-target behind it, and whatever a policy drops is counted. `validate` checks a finished folder.
+target behind it, and whatever a policy drops is counted. `validate` checks a finished folder. `plan_steps` shares out
+the finished rows among ranks by what they cost (costs, planner, simulation).
 
     plan = seqmill.packing.plan(lengths, capacity=2048)
     for batch in seqmill.packing.PackedDataset("packed", batch_rows=8):
@@ -15,9 +16,12 @@ Importing this package does not import torch; `PackedDataset` does, when it is f
 
 from typing import TYPE_CHECKING, Any
 
+from seqmill.packing.costs import CostModel, RowSizes, architecture_costs, fit_costs, read_row_sizes
 from seqmill.packing.pack_plan import PackPlan, load_plan, plan, save_plan
+from seqmill.packing.planner import plan_steps, simulate
 from seqmill.packing.rows import PackedRows
 from seqmill.packing.schema import packed_schema, token_dtype
+from seqmill.packing.step_plan import PlanSettings, StepPlan, load_step_plan, save_step_plan
 from seqmill.packing.tokens import TokenStore
 from seqmill.packing.totals import RowTotals, pack_settings, packed_manifest_entries
 from seqmill.packing.validation import ValidationReport, Violation, validate
@@ -27,19 +31,30 @@ if TYPE_CHECKING:
     from seqmill.packing.dataset import PackedDataset
 
 __all__ = [
+    "CostModel",
     "PackPlan",
     "PackedDataset",
     "PackedRows",
+    "PlanSettings",
+    "RowSizes",
     "RowTotals",
+    "StepPlan",
     "TokenStore",
     "ValidationReport",
     "Violation",
+    "architecture_costs",
+    "fit_costs",
     "load_plan",
+    "load_step_plan",
     "pack_settings",
     "packed_manifest_entries",
     "packed_schema",
     "plan",
+    "plan_steps",
+    "read_row_sizes",
     "save_plan",
+    "save_step_plan",
+    "simulate",
     "token_dtype",
     "validate",
     "write_rows",

@@ -20,7 +20,7 @@ from seqmill.tokenizers_ext import load
 
 Seqmill = Callable[..., Any]
 VERBS = (
-    "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "train", "generate",
+    "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "plan", "train", "generate",
     "inspect", "bench", "tokenizer", "repeats", "traps",
 )  # fmt: skip
 SUBVERBS = {

@@ -5,7 +5,19 @@ import sys
 
 import typer
 
-from seqmill.cli import filters, look, mixing, models, repeats, stages, substrings, tokenizer, tokenizer_report, traps
+from seqmill.cli import (
+    filters,
+    look,
+    mixing,
+    models,
+    planning,
+    repeats,
+    stages,
+    substrings,
+    tokenizer,
+    tokenizer_report,
+    traps,
+)
 from seqmill.errors import UserError, as_user_error
 
 app = typer.Typer(
@@ -16,7 +28,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verbs in (stages, filters, substrings, mixing, models, look):
+for verbs in (stages, planning, filters, substrings, mixing, models, look):
     app.add_typer(verbs.app)
 tokenizer.app.add_typer(tokenizer_report.app)
 app.add_typer(tokenizer.app, name="tokenizer")
