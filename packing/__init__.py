@@ -3,6 +3,9 @@
     lengths --plan--> PackPlan --write_rows--> shards + manifest --PackedDataset--> batches for a trainer
     (pack_plan, best_fit)      (tokens, write, totals)           (rows, dataset)
 
+    lengths --decompose--> PackPlan with Buckets --make_schedule--> BucketSchedule: the bucket of every step
+    (decomposition, buckets)                     (curriculum)
+
 Nothing is lost and nothing is padded: a document that is longer than a row is cut into pieces, each cut keeps the
 target behind it, and whatever a policy drops is counted. `validate` checks a finished folder.
 
@@ -15,6 +18,9 @@ Importing this package does not import torch; `PackedDataset` does, when it is f
 
 from typing import TYPE_CHECKING, Any
 
+from seqmill.packing.buckets import Buckets
+from seqmill.packing.curriculum import BucketSchedule, load_schedule, make_schedule, save_schedule
+from seqmill.packing.decomposition import decompose
 from seqmill.packing.pack_plan import PackPlan, load_plan, plan, save_plan
 from seqmill.packing.rows import PackedRows
 from seqmill.packing.schema import packed_schema, token_dtype
@@ -27,6 +33,8 @@ if TYPE_CHECKING:
     from seqmill.packing.dataset import PackedDataset
 
 __all__ = [
+    "BucketSchedule",
+    "Buckets",
     "PackPlan",
     "PackedDataset",
     "PackedRows",
@@ -34,12 +42,16 @@ __all__ = [
     "TokenStore",
     "ValidationReport",
     "Violation",
+    "decompose",
     "load_plan",
+    "load_schedule",
+    "make_schedule",
     "pack_settings",
     "packed_manifest_entries",
     "packed_schema",
     "plan",
     "save_plan",
+    "save_schedule",
     "token_dtype",
     "validate",
     "write_rows",
