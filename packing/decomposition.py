@@ -11,8 +11,6 @@ cut and loses a target there; it drops leftovers and part-filled shards, and dra
 but what `leftovers = "drop"` drops, and that is counted.
 """
 
-from dataclasses import replace
-
 import numpy as np
 import numpy.typing as npt
 from numba import njit
@@ -61,25 +59,26 @@ def decompose(
     if leftovers not in LEFTOVERS:
         raise UserError(f"unknown policy {leftovers!r} for leftovers; choose one of {', '.join(LEFTOVERS)}")
     pieces, item, start, split = _pieces(checked, low, high, OVERLONG.index(overlong), leftovers != "drop", seed)
-    ends = np.cumsum(pieces)
-    full, first = int(ends[-2]), int(pieces[0])  # pieces of all buckets, and of the first one
-    shared = _share(checked, item[full:], start[full:], shortest, leftovers, seed)
-    stop = start[:full] + np.repeat(shortest << np.arange(high - low + 1), pieces[:-1])
-    single = np.ones(full, np.int64)
-    sizes = np.concatenate([single[:first], np.diff(shared.row_offsets), single[first:]])
+    first, shared = int(pieces[0]), slice(pieces[0], pieces[0] + pieces[-1])
+    order, sizes, leftover_offsets = _share(checked, item[shared], start[shared], shortest, leftovers, seed)
+    item[shared], start[shared] = item[shared][order], start[shared][order]
+    stop = _stops(start, pieces, shortest)
+    np.add(start[shared], sizes, out=stop[shared])
+    leftover_rows = len(leftover_offsets) - 1
     buckets = Buckets(
         shortest=shortest,
         overlong=overlong,
         leftovers=leftovers,
-        rows=(first + shared.rows, *pieces[1:-1].tolist()),
-        leftover_rows=shared.rows,
-        leftover_tokens=shared.tokens,
+        rows=(first + leftover_rows, *pieces[1:-1].tolist()),
+        leftover_rows=leftover_rows,
+        leftover_tokens=int(sizes.sum()),
     )
+    later = np.arange(first + pieces[-1] + 1, len(item) + 1)
     return PackPlan(
-        row_offsets=np.concatenate([[0], np.cumsum(sizes)]),
-        item=np.concatenate([item[:first], shared.item, item[first:full]]),
-        start=np.concatenate([start[:first], shared.start, start[first:full]]),
-        stop=np.concatenate([stop[:first], shared.stop, stop[first:]]),
+        row_offsets=np.concatenate([np.arange(first), first + leftover_offsets, later]),
+        item=item,
+        start=start,
+        stop=stop,
         capacity=longest,
         overflow="split",
         seed=seed,
@@ -109,27 +108,47 @@ def _account(lengths: Int64s, kept: Int64s) -> dict[str, int]:
     }
 
 
-def _share(lengths: Int64s, item: Int64s, start: Int64s, room: int, leftovers: str, seed: int) -> PackPlan:
-    """The rows of the leftovers, which begin at `start` of `item` and run to the document's last pair."""
+def _share(
+    lengths: Int64s, item: Int64s, start: Int64s, room: int, leftovers: str, seed: int
+) -> tuple[Int64s, Int64s, Int64s]:
+    """The rows of the leftovers, which begin at `start` of `item` and end at the document's last pair.
+
+    Returns:
+        Their order in the rows, and in this order their tokens, int64[leftovers]; the rows' bounds among them,
+        int64[rows + 1].
+    """
     sizes = lengths[item] - 1 - start
-    shared = plan(sizes, room, seed=seed)
     if leftovers == "pad":
-        rows = np.arange(len(item) + 1)
-        shared = replace(shared, row_offsets=rows, item=rows[:-1], start=np.zeros(len(item), np.int64), stop=sizes)
-    begin = start[shared.item]
-    return replace(shared, item=item[shared.item], start=begin + shared.start, stop=begin + shared.stop)
+        return np.arange(len(item)), sizes, np.arange(len(item) + 1)
+    shared = plan(sizes, room, seed=seed)  # none is as long as a row, so each stays whole and starts at 0
+    return shared.item, shared.stop, shared.row_offsets
+
+
+def _stops(start: Int64s, pieces: Int64s, shortest: int) -> Int64s:
+    """Where the pieces of every bucket stop; the places of the leftovers, after bucket 0, are not set."""
+    stop = np.empty_like(start)
+    place = 0
+    for number, count in enumerate(pieces[:-1].tolist()):
+        np.add(start[place : place + count], shortest << number, out=stop[place : place + count])
+        place += count + (int(pieces[-1]) if number == 0 else 0)
+    return stop
 
 
 def _pieces(
     lengths: Int64s, low: int, high: int, policy: int, keep_leftovers: bool, seed: int
 ) -> tuple[Int64s, Int64s, Int64s, int]:
-    """Pieces per bucket and then the leftovers' number, int64[buckets + 1]; item and start of all, bucket by bucket;
-    and the documents in more than one piece."""
+    """Cut all documents.
+
+    Returns:
+        Pieces per bucket and, last, leftovers, int64[buckets + 1]; item and start of bucket 0, of the leftovers, and
+        of the further buckets; the documents in more than one piece.
+    """
     keys = round_keys("overlong", seed)
     pieces = np.zeros(high - low + 2, np.int64)
     none = np.empty(0, np.int64)
     split = _cut(lengths, low, high, policy, keep_leftovers, keys, pieces, none, none)
-    cursor = np.concatenate([[0], np.cumsum(pieces)[:-1]])
+    cursor = np.cumsum(pieces) - pieces + pieces[-1]
+    cursor[0], cursor[-1] = 0, pieces[0]
     item, start = np.empty(int(pieces.sum()), np.int64), np.empty(int(pieces.sum()), np.int64)
     _cut(lengths, low, high, policy, keep_leftovers, keys, cursor, item, start)
     return pieces, item, start, split
