@@ -468,7 +468,7 @@ def _with_last_tokens(segments: _Segments) -> _Segments:
         np.concatenate([segments.next_token, segments.first_token]),
     )
     ends_at, begins_at = key[: len(segments.row)], key[len(segments.row) :]
-    begins = np.bincount(begins_at[segments.start > 0], minlength=int(key.max()) + 1)
+    begins = np.bincount(begins_at, minlength=int(key.max()) + 1)
     _, rank = _ranks(ends_at, np.arange(len(ends_at)))
     last = np.flatnonzero((rank >= begins[ends_at]) & (segments.next_token != NO_NEXT))
     added = _Segments(

@@ -90,9 +90,10 @@ def test_the_manifest_accounts_for_every_token(pack: Callable) -> None:
 
 
 def test_batches_are_bounded_by_the_room_of_their_bucket(pack: Callable) -> None:
-    packed = pack([33] * 40, 32, buckets=(4,), shards=1, batch_tokens=64)
-    batches = read_arrow(packed.folder / "part-00000.arrow").to_batches()
-    assert [batch.num_rows for batch in batches] == [2] * 20
+    for length, expected in ((5, [16, 16, 8]), (33, [2] * 20)):
+        packed = pack([length] * 40, 32, buckets=(4,), shards=1, batch_tokens=64)
+        batches = read_arrow(packed.folder / "part-00000.arrow").to_batches()
+        assert [batch.num_rows for batch in batches] == expected
 
 
 def test_repeated_documents_are_checked_as_bags(pack: Callable) -> None:
