@@ -3,6 +3,9 @@
     lengths --plan--> PackPlan --write_rows--> shards + manifest --PackedDataset--> batches for a trainer
     (pack_plan, best_fit)      (tokens, write, totals)           (rows, dataset)
 
+    lengths --decompose--> PackPlan with Buckets --make_schedule--> BucketSchedule: the bucket of every step
+    (decomposition, buckets)                     (curriculum)
+
 Nothing is lost and nothing is padded: a document that is longer than a row is cut into pieces, each cut keeps the
 target behind it, and whatever a policy drops is counted. `validate` checks a finished folder. `plan_steps` shares out
 the finished rows among ranks by what they cost (costs, planner, simulation).
@@ -16,7 +19,10 @@ Importing this package does not import torch; `PackedDataset` does, when it is f
 
 from typing import TYPE_CHECKING, Any
 
+from seqmill.packing.buckets import Buckets
 from seqmill.packing.costs import CostModel, RowSizes, architecture_costs, fit_costs, read_row_sizes
+from seqmill.packing.curriculum import BucketSchedule, load_schedule, make_schedule, save_schedule
+from seqmill.packing.decomposition import decompose
 from seqmill.packing.pack_plan import PackPlan, load_plan, plan, save_plan
 from seqmill.packing.planner import plan_steps, simulate
 from seqmill.packing.rows import PackedRows
@@ -31,6 +37,8 @@ if TYPE_CHECKING:
     from seqmill.packing.dataset import PackedDataset
 
 __all__ = [
+    "BucketSchedule",
+    "Buckets",
     "CostModel",
     "PackPlan",
     "PackedDataset",
@@ -43,9 +51,12 @@ __all__ = [
     "ValidationReport",
     "Violation",
     "architecture_costs",
+    "decompose",
     "fit_costs",
     "load_plan",
+    "load_schedule",
     "load_step_plan",
+    "make_schedule",
     "pack_settings",
     "packed_manifest_entries",
     "packed_schema",
@@ -53,6 +64,7 @@ __all__ = [
     "plan_steps",
     "read_row_sizes",
     "save_plan",
+    "save_schedule",
     "save_step_plan",
     "simulate",
     "token_dtype",

@@ -4,6 +4,9 @@ The global order comes first: each epoch is a keyed permutation of the row numbe
 table, constant time per position), and global step t is its positions t * batch_rows to (t + 1) * batch_rows. Only
 then is a step divided: rank r reads a contiguous part of it, worker w of n reads steps w, w + n, ... of its rank.
 A position is therefore one integer, the global step, and means the same for any number of ranks and workers.
+
+With a bucket schedule (seqmill.packing.curriculum) a step reads rows of one bucket, which are permuted among
+themselves; all else is the same.
 """
 
 import json
@@ -18,6 +21,8 @@ import torch
 from torch.utils.data import IterableDataset, get_worker_info
 
 from seqmill.errors import UserError
+from seqmill.packing.buckets import Buckets
+from seqmill.packing.curriculum import BucketSchedule, Positions
 from seqmill.packing.permutation import round_keys
 from seqmill.packing.rows import PackedRows, Step
 
@@ -58,18 +63,22 @@ class PackedDataset(IterableDataset[Batch]):
         epochs: int | None = 1,
         shuffle: bool = True,
         verify: bool = False,
+        schedule: BucketSchedule | None = None,
     ) -> None:
         """Open a finished packed folder.
 
         Args:
-            batch_rows: rows per global step, over all ranks.
+            batch_rows: rows per global step, over all ranks; with a schedule, that tells.
             seed: of the order of the rows; every epoch has its own order.
             epochs: passes over the data, or None for no end.
             shuffle: False reads the rows in stored order in every epoch.
             verify: compare every row with its hash when it is read.
+            schedule: the bucket of every step of an epoch, for a folder with buckets:
+                `load_schedule(folder / "schedule.arrow")`, or another one by `make_schedule`.
 
         Raises:
-            UserError: the folder cannot be read, or an argument is out of its range.
+            UserError: the folder cannot be read, an argument is out of its range, the schedule is of other rows, or
+                its steps cannot be divided evenly among the ranks.
         """
         super().__init__()
         self.path = Path(path)
@@ -85,11 +94,16 @@ class PackedDataset(IterableDataset[Batch]):
         self._rows = PackedRows(self.path)
         if not self._rows.rows:
             raise UserError(f"{self.path} has no rows; there is nothing to train on, look at its drops in the manifest")
+        self.schedule = schedule
+        if schedule is not None:
+            _check_schedule(schedule, self._rows, world_size)
         self._first_step = 0  # where the next iterator begins
         self._next_step = 0  # where the latest iterator is
 
     def __len__(self) -> int:
         """Steps per epoch."""
+        if self.schedule is not None:
+            return self.schedule.steps
         return -(-self._rows.rows // self.batch_rows)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -108,14 +122,20 @@ class PackedDataset(IterableDataset[Batch]):
     def batch_at(self, step: int) -> Batch:
         """This rank's item of a global step, in constant time."""
         epoch, within = divmod(step, len(self))
-        begin = within * self.batch_rows
-        end = min(begin + self.batch_rows, self._rows.rows)
+        first, last, begin, end = self._positions(within)
         mine = slice(
             begin + (end - begin) * self.rank // self.world_size,
             begin + (end - begin) * (self.rank + 1) // self.world_size,
         )
-        keys = _epoch_keys(self.seed, epoch) if self.shuffle else None
-        return {**self._batch(self._rows.step(begin, end, mine, keys)), "step": step}
+        keys = _epoch_keys(self.seed, epoch, first) if self.shuffle else None
+        return {**self._batch(self._rows.step(begin, end, mine, keys, (first, last))), "step": step}
+
+    def _positions(self, within: int) -> Positions:
+        """The rows of a step of an epoch, over all ranks."""
+        if self.schedule is not None:
+            return self.schedule.positions(within)
+        begin = within * self.batch_rows
+        return Positions(0, self._rows.rows, begin, min(begin + self.batch_rows, self._rows.rows))
 
     def row(self, index: int) -> Batch:
         """One row by its id: the entries of a batch but for "step", with doc_id and doc_offset int64[n]."""
@@ -150,7 +170,7 @@ class PackedDataset(IterableDataset[Batch]):
         return {
             "fingerprint": self._rows.fingerprint,
             "seed": self.seed,
-            "batch_rows": self.batch_rows,
+            **({"batch_rows": self.batch_rows} if self.schedule is None else {"schedule": self.schedule.fingerprint}),
             "shuffle": self.shuffle,
             "epoch": step // len(self),
             "step": step,
@@ -169,7 +189,9 @@ class PackedDataset(IterableDataset[Batch]):
             raise UserError(
                 f"the dataset state {json.dumps(state)[:300]} has no {missing[0]!r}; pass what state_dict() gave"
             )
-        for name in ("fingerprint", "seed", "batch_rows", "shuffle"):
+        for name in expected:
+            if name in ("epoch", "step"):  # a position, checked below
+                continue
             if state[name] != expected[name]:
                 raise UserError(
                     f"the dataset state has {name} {state[name]!r}, this dataset {expected[name]!r}: its position "
@@ -191,9 +213,24 @@ class PackedDataset(IterableDataset[Batch]):
         self._rows = PackedRows(self.path)
 
 
-@lru_cache(maxsize=4)
-def _epoch_keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
-    return round_keys("epoch", seed, epoch)
+@lru_cache(maxsize=64)
+def _epoch_keys(seed: int, epoch: int, first_row: int) -> npt.NDArray[np.uint64]:
+    """Of the order of the rows from `first_row` on: of all, or of a bucket's."""
+    return round_keys("epoch", seed, epoch, *([first_row] if first_row else []))
+
+
+def _check_schedule(schedule: BucketSchedule, rows: PackedRows, ranks: int) -> None:
+    """Whether a schedule is of these rows and can be shared by the ranks."""
+    entry = rows.manifest["pack"].get("buckets")
+    buckets = Buckets.of(entry) if entry else None
+    wanted = schedule.settings
+    if buckets is None or (buckets.shortest, buckets.rows) != (wanted.shortest, wanted.rows):
+        found = f"buckets from {buckets.shortest} with rows {buckets.rows}" if buckets else "no buckets"
+        raise UserError(
+            f"the schedule is of buckets from {wanted.shortest} with rows {wanted.rows}, {rows.folder} has {found}; "
+            "make the schedule from this folder's manifest"
+        )
+    schedule.check_ranks(ranks)
 
 
 def _at_least_one(name: str, value: int) -> int:

@@ -18,6 +18,7 @@ from numba import njit
 
 from seqmill.errors import UserError
 from seqmill.packing.best_fit import best_fit_decreasing
+from seqmill.packing.buckets import Buckets
 from seqmill.packing.permutation import permutation, round_keys
 from seqmill.storage import read_arrow, read_metadata, with_metadata, write_arrow
 
@@ -61,6 +62,7 @@ class PackPlan:
     truncated_documents: int  # documents that lost their end
     split_documents: int  # documents that are in more than one fragment
     empty_documents: int  # documents without tokens: in no row
+    buckets: Buckets | None = None  # rows of several lengths (seqmill.packing.decomposition); None: of one
 
     @property
     def rows(self) -> int:
@@ -70,12 +72,27 @@ class PackPlan:
     @property
     def efficiency(self) -> float:
         """The share of the rows' places that hold a token, 0 to 1; 1 for no rows at all."""
-        return self.tokens / (self.rows * self.capacity) if self.rows else 1.0
+        places = self.buckets.places if self.buckets else self.rows * self.capacity
+        return self.tokens / places if self.rows else 1.0
 
     @property
     def lower_bound(self) -> int:
-        """The rows that the tokens would need if they could be cut anywhere: no packing has fewer."""
+        """The rows that the tokens would need if they could be cut anywhere: no packing has fewer.
+
+        With buckets: if the leftovers could be; the other rows are full.
+        """
+        if self.buckets:
+            return self.rows - self.buckets.leftover_rows - (-self.buckets.leftover_tokens // self.buckets.shortest)
         return -(-self.tokens // self.capacity)
+
+    @property
+    def target_only_tokens(self) -> int:
+        """Tokens that are in rows as targets alone. With buckets: the last of each document's tokens that are kept."""
+        return self.documents - self.empty_documents - self.dropped_documents if self.buckets else 0
+
+    def room(self, row: int) -> int:
+        """Tokens that a row has room for."""
+        return int(self.buckets.room_of(np.array([row]))[0]) if self.buckets else self.capacity
 
 
 def plan(lengths: npt.ArrayLike, capacity: int, overflow: str = "split", seed: int = 0) -> PackPlan:
@@ -94,7 +111,7 @@ def plan(lengths: npt.ArrayLike, capacity: int, overflow: str = "split", seed: i
     Raises:
         UserError: an argument is out of its range, or a document is too long and `overflow` is "error".
     """
-    checked = _checked_lengths(lengths)
+    checked = checked_lengths(lengths)
     if not 1 <= capacity <= MAX_CAPACITY:
         raise UserError(f"a row capacity of {capacity} tokens is outside 1 to {MAX_CAPACITY}; choose one inside")
     if overflow not in OVERFLOWS:
@@ -129,6 +146,8 @@ def save_plan(path: Path, packed: PackPlan) -> None:
     )
     column = pa.LargeListArray.from_arrays(pa.array(packed.row_offsets), fragments)
     described = {name: getattr(packed, name) for name in ("capacity", "overflow", "seed", *_COUNTERS)}
+    if packed.buckets:
+        described["buckets"] = packed.buckets.as_json()
     schema = with_metadata(_SCHEMA, "plan", algorithm=ALGORITHM, **described)
     write_arrow(path, schema, [pa.record_batch([column], schema=schema)])
 
@@ -151,11 +170,17 @@ def load_plan(path: Path) -> PackPlan:
         item=item,
         start=start,
         stop=stop,
+        buckets=Buckets.of(metadata["buckets"]) if "buckets" in metadata else None,
         **{name: metadata[name] for name in ("capacity", "overflow", "seed", *_COUNTERS)},
     )
 
 
-def _checked_lengths(lengths: npt.ArrayLike) -> Int64s:
+def checked_lengths(lengths: npt.ArrayLike) -> Int64s:
+    """`lengths` as int64[documents].
+
+    Raises:
+        UserError: they are not one dimension of integers of 0 or more.
+    """
     given = np.asarray(lengths)
     if given.ndim != 1 or (given.size and given.dtype.kind not in "iu"):
         raise UserError(

@@ -32,6 +32,14 @@ def _scramble(value: np.uint64, key: np.uint64) -> np.uint64:
 
 
 @njit(cache=True, nogil=True)
+def keyed_number(first: int, second: int, keys: npt.NDArray[np.uint64]) -> np.int64:
+    """A number from 0 to 2^62 - 1 that looks drawn at random, and is the same for the same arguments."""
+    one = _scramble(np.uint64(first), keys[0]) ^ _scramble(np.uint64(second), keys[1])
+    high, low = _scramble(one ^ (np.uint64(first) << _HALF), keys[2]), _scramble(one + np.uint64(second), keys[3])
+    return np.int64(((high << _HALF) | low) >> np.uint64(2))
+
+
+@njit(cache=True, nogil=True)
 def _bits(count: int) -> int:
     bits = 2
     while (1 << bits) < count:

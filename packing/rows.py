@@ -96,19 +96,27 @@ class PackedRows:
         self._sample = np.empty(0, self.dtype)
         self.rows = int(self._first_row[-1])
 
-    def step(self, begin: int, end: int, mine: slice, keys: npt.NDArray[np.uint64] | None = None) -> Step:
+    def step(
+        self,
+        begin: int,
+        end: int,
+        mine: slice,
+        keys: npt.NDArray[np.uint64] | None = None,
+        among: tuple[int, int] | None = None,
+    ) -> Step:
         """Positions begin to end of an order of the rows, of which the positions in `mine` are to be read.
 
         Args:
             keys: the order is the permutation with these keys, or that of the shards where None.
             mine: positions from mine.start to mine.stop, within begin and end.
+            among: the permutation is of rows among[0] to among[1], which begin and end lie in; None: of all rows.
 
         Raises:
             UserError: a row contradicts itself; its shard was damaged.
         """
         keys = _NO_KEYS if keys is None else keys
         row_ids, tokens, segments, longest, loss, all_loss = _measure(
-            self._table, self._first_row, keys, begin, end, mine.start, mine.stop
+            self._table, self._first_row, keys, *(among or (0, self.rows)), begin, end, mine.start, mine.stop
         )
         block = np.empty((3, tokens), np.int64)
         cu_seqlens = np.empty(segments + 1, np.int32)
@@ -204,13 +212,21 @@ def _range(table: Int64s, batch: int, offsets: int, row: int, values: int) -> tu
 
 @njit(cache=True, nogil=True)
 def _measure(
-    table: Int64s, first_row: Int64s, keys: npt.NDArray[np.uint64], begin: int, end: int, mine_begin: int, mine_end: int
+    table: Int64s,
+    first_row: Int64s,
+    keys: npt.NDArray[np.uint64],
+    first: int,
+    last: int,
+    begin: int,
+    end: int,
+    mine_begin: int,
+    mine_end: int,
 ) -> tuple[Int64s, np.int64, np.int64, np.int64, np.int64, np.int64]:
     """Row ids, tokens, segments, longest segment and targets of the rows in `mine`, and the targets of all rows."""
     row_ids = np.empty(mine_end - mine_begin, np.int64)
     tokens = segments = longest = loss = all_loss = np.int64(0)
     for position in range(begin, end):
-        row = permute(position, first_row[-1], keys) if keys.size else position
+        row = first + permute(position - first, last - first, keys) if keys.size else position
         batch, within = _locate(first_row, row)
         row_loss = np.int64(carray(pointer(table[batch, _N_LOSS]), within + 1, np.int32)[within])
         all_loss += row_loss

@@ -53,7 +53,7 @@ def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
     """What describes a packed dataset: the "pack" entry of its manifest and of every shard's metadata."""
     tokenizer = tokens.manifest.get("tokenizer", {})
     return {
-        "algorithm": ALGORITHM,
+        "algorithm": "dataset-decomposition" if plan.buckets else ALGORITHM,
         "capacity": plan.capacity,
         "overflow": plan.overflow,
         "seed": plan.seed,
@@ -66,6 +66,7 @@ def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
         "positions": "restart",
         "tokens": tokens.manifest.get("fingerprint"),
         **({REPEAT_COLUMN: True} if tokens.has_repeats else {}),
+        **({"buckets": plan.buckets.as_json()} if plan.buckets else {}),
     }
 
 
@@ -78,7 +79,8 @@ def packed_manifest_entries(plan: PackPlan, totals: Iterable[RowTotals], tokens:
     Returns:
         "pack": `pack_settings`. "totals": the sum of `totals`, with efficiency and lower_bound_rows, and where ids
         occur more than once documents_repeated, the packed documents that share the id of another one before them.
-        "drops": the policy, and what went in and did not come out, in documents and tokens.
+        "drops": the policy, and what went in and did not come out, in documents and tokens; with buckets also
+        tokens_target_only, which are in the rows as next_token alone.
     """
     total = sum(totals, RowTotals())
     repeated = _repeated_ids(plan, tokens)
@@ -93,8 +95,9 @@ def packed_manifest_entries(plan: PackPlan, totals: Iterable[RowTotals], tokens:
         "drops": {
             "policy": plan.overflow,
             "documents_in": plan.documents,
-            "tokens_in": plan.tokens + plan.dropped_tokens,
+            "tokens_in": plan.tokens + plan.target_only_tokens + plan.dropped_tokens,
             "tokens": plan.dropped_tokens,
+            **({"tokens_target_only": plan.target_only_tokens} if plan.buckets else {}),
             "documents": plan.dropped_documents,
             "documents_truncated": plan.truncated_documents,
             "documents_split": plan.split_documents,

@@ -18,6 +18,10 @@ Where the manifest says that documents share ids (documents_repeated), I4 and I5
 be joined to that many documents: at each position as many segments end with a next token as begin there, with the same
 tokens. Nothing tells the copies of a document apart, so nothing more can be asked of rows alone. Given the tokens
 folder, the segments of such ids are compared with its pieces as two bags of (id, position, tokens, is_repeat).
+
+In a folder with buckets (seqmill.packing.decomposition) I1 also asks that all rows but those of leftovers are one
+piece of their bucket's length. A document's last token is there in no segment: it is the next_token of the last one.
+I4 and I5 take it for a segment of its own, and the totals ask for one per document.
 """
 
 from collections.abc import Iterator, Mapping
@@ -32,6 +36,8 @@ from numba import njit
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST, open_manifest
+from seqmill.packing.buckets import Buckets
+from seqmill.packing.decomposition import decompose, kept_pairs
 from seqmill.packing.schema import (
     KIND,
     LIST_COLUMNS,
@@ -183,8 +189,9 @@ def validate(folder: str | Path, tokens: str | Path | None = None) -> Validation
                 segments.append(found[0])
                 total += found[1]
         first_row += file["rows"]
-    violations += _check_documents(_join(segments), manifest, reference)
-    violations += _check_totals(total, _join(segments), manifest)
+    joined = _join(segments)
+    violations += _check_documents(joined, manifest, reference)
+    violations += _check_totals(total, joined, manifest)
     return ValidationReport(str(folder), len(manifest["files"]), total.rows, total.tokens, tuple(violations))
 
 
@@ -328,6 +335,12 @@ class _Shard:
         wrong |= (cu.values[cu.offsets[1:] - 1] != ids.counts) | (ids.counts > self.pack["capacity"])
         detail = f"cu_seqlens do not run from 0 to the row's tokens, or these exceed {self.pack['capacity']}"
         self.report("I1", detail, wrong)
+        if "buckets" in self.pack:
+            buckets, rows = Buckets.of(self.pack["buckets"]), np.arange(self.row, self.row + len(wrong))
+            room = buckets.room_of(rows)
+            is_piece = (ids.counts == room) & (cu.counts == 2)
+            other = np.where(buckets.is_leftover(rows), ids.counts > room, ~is_piece)
+            self.report("I1", "the row is not one piece of its bucket's length", other)
         uneven = np.zeros(len(wrong), np.bool_)
         for name in self.segment_columns:
             uneven |= lists[name].counts != cu.counts - 1
@@ -410,9 +423,12 @@ def _check_documents(
     A document of 40 tokens in rows of 16, twice: two segments begin at 0; at 16 and at 32 two end and two begin; two
     end at 40, where none begins. The next tokens at 16 are the two that begin there, those at 40 are both -1.
     """
-    count = len(segments.row)
-    if not count:
+    if not len(segments.row):
         return
+    pieces = segments
+    if "buckets" in manifest["pack"]:
+        segments = _with_last_tokens(segments)
+    count = len(segments.row)
     doc_id = np.concatenate([segments.doc_id, segments.doc_id])
     place = _number_keys(doc_id, np.concatenate([segments.stop, segments.start]))
     ends_at, begins_at = place[:count], place[count:]
@@ -436,7 +452,36 @@ def _check_documents(
     yield from _per_file(manifest, segments, everything, wrong, "I5", "next_token is not the document's next token")
     if reference is not None:
         yield from _compare_lengths(segments, manifest, reference)
-        yield from _compare_shared(segments, manifest, reference)
+        yield from _compare_shared(pieces, manifest, reference)
+        if pieces is not segments:
+            yield from _compare_targets(pieces, manifest, reference)
+
+
+def _with_last_tokens(segments: _Segments) -> _Segments:
+    """`segments`, and one of length 1 for each next token that begins none of them: the last of its document.
+
+    At one position of one id, the next tokens 5, 5, 7 and a beginning with 5 leave the last tokens 5 and 7.
+    """
+    key = _number_keys(
+        np.concatenate([segments.doc_id, segments.doc_id]),
+        np.concatenate([segments.stop, segments.start]),
+        np.concatenate([segments.next_token, segments.first_token]),
+    )
+    ends_at, begins_at = key[: len(segments.row)], key[len(segments.row) :]
+    begins = np.bincount(begins_at, minlength=int(key.max()) + 1)
+    _, rank = _ranks(ends_at, np.arange(len(ends_at)))
+    last = np.flatnonzero((rank >= begins[ends_at]) & (segments.next_token != NO_NEXT))
+    added = _Segments(
+        file=segments.file[last],
+        row=segments.row[last],
+        doc_id=segments.doc_id[last],
+        start=segments.stop[last],
+        stop=segments.stop[last] + 1,
+        first_token=segments.next_token[last],
+        next_token=np.full(len(last), NO_NEXT, np.int64),
+        digest=np.zeros(len(last), np.uint64),
+    )
+    return _join([segments, added])
 
 
 def _number_keys(*keys: np.ndarray) -> Int64s:
@@ -471,8 +516,11 @@ def _per_file(
 
 
 def _kept(store: TokenStore, manifest: Mapping[str, Any]) -> Int64s:
-    """The tokens of every document that its overflow policy leaves, int64[documents]."""
+    """The tokens of every document that the policies leave, int64[documents]; with buckets a last target included."""
     lengths, capacity = store.lengths, manifest["pack"]["capacity"]
+    if "buckets" in manifest["pack"]:
+        kept = kept_pairs(lengths, Buckets.of(manifest["pack"]["buckets"]))
+        return kept + (kept > 0)
     if manifest["drops"]["policy"] == "truncate":
         return np.minimum(lengths, capacity)
     if manifest["drops"]["policy"] == "drop":
@@ -505,13 +553,8 @@ def _compare_lengths(segments: _Segments, manifest: Mapping[str, Any], reference
 
 def _compare_shared(segments: _Segments, manifest: Mapping[str, Any], reference: _Reference) -> Iterator[Violation]:
     """I4 for ids of several documents: the segments are, as a bag, the pieces into which the policy cuts these."""
-    store, capacity = reference.store, manifest["pack"]["capacity"]
-    documents = np.flatnonzero(reference.is_shared(store.doc_ids))
-    kept = _kept(store, manifest)[documents]
-    pieces = -(-kept // capacity)
-    item, kept = np.repeat(documents, pieces), np.repeat(kept, pieces)
-    start = (np.arange(len(item)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * capacity
-    stop = np.minimum(start + capacity, kept)
+    store = reference.store
+    item, start, stop = _pieces_of(np.flatnonzero(reference.is_shared(store.doc_ids)), manifest, store)
     has_flags = manifest["pack"].get(REPEAT_COLUMN, False) and store.has_repeats
     flags = store.is_repeat_of(item) if has_flags else np.zeros(len(item), np.bool_)
     expected = _digests(store.gather(item, start, stop), stop - start, flags)
@@ -531,6 +574,31 @@ def _compare_shared(segments: _Segments, manifest: Mapping[str, Any], reference:
         document = store.doc_ids[item[np.argmax(missing[key[: len(item)]] > 0)]]
         detail = f"a piece of the repeated document {document} is in no row and not in the drop record"
         yield Violation("I4", MANIFEST, None, int(missing.sum()), detail)
+
+
+def _pieces_of(documents: Int64s, manifest: Mapping[str, Any], store: TokenStore) -> tuple[Int64s, Int64s, Int64s]:
+    """The item, start and stop of all pieces into which the policies cut these documents."""
+    pack = manifest["pack"]
+    if "buckets" in pack and len(documents):
+        cut = Buckets.of(pack["buckets"])
+        plan = decompose(store.lengths, cut.shortest, pack["capacity"], cut.overlong, cut.leftovers, pack["seed"])
+        chosen = np.isin(plan.item, documents)
+        return plan.item[chosen], plan.start[chosen], plan.stop[chosen]
+    kept, capacity = _kept(store, manifest)[documents], pack["capacity"]
+    pieces = -(-kept // capacity)
+    item, kept = np.repeat(documents, pieces), np.repeat(kept, pieces)
+    start = (np.arange(len(item)) - np.repeat(np.cumsum(pieces) - pieces, pieces)) * capacity
+    return item, start, np.minimum(start + capacity, kept)
+
+
+def _compare_targets(segments: _Segments, manifest: Mapping[str, Any], reference: _Reference) -> Iterator[Violation]:
+    """I5 against the documents: with buckets every segment has a next token, also where no other tells it."""
+    item, known = reference.find(segments.doc_id)
+    alone = known & ~reference.is_shared(segments.doc_id) & (segments.stop <= reference.store.lengths[item])
+    wrong = np.zeros(len(item), np.bool_)
+    wrong[alone] = reference.store.next_token(item[alone], segments.stop[alone]) != segments.next_token[alone]
+    detail = "next_token is not that of the tokens folder"
+    yield from _per_file(manifest, segments, np.arange(len(item)), wrong, "I5", detail)
 
 
 @njit(cache=True, nogil=True)
@@ -556,6 +624,7 @@ def _check_totals(total: RowTotals, segments: _Segments, manifest: Mapping[str, 
                 "totals", MANIFEST, None, 1, f"{name} is {manifest['totals'].get(name)}, the rows have {value}"
             )
     drops = manifest["drops"]
+    target_only = drops.get("tokens_target_only", 0)
     ids, repeated = len(np.unique(segments.doc_id)), manifest["totals"].get("documents_repeated", 0)
     heads = int(np.count_nonzero(segments.start == 0))
     if repeated and heads - ids != repeated:  # without any, I4 names a second beginning
@@ -563,10 +632,26 @@ def _check_totals(total: RowTotals, segments: _Segments, manifest: Mapping[str, 
         yield Violation("totals", MANIFEST, None, 1, detail)
     documents = ids + repeated
     accounted = {
-        "tokens_in": total.tokens + drops["tokens"],
+        "tokens_in": total.tokens + target_only + drops["tokens"],
         "documents_in": documents + drops["documents"] + drops["documents_empty"],
     }
     for name, value in accounted.items():
         if drops[name] != value:
             detail = f"{name} is {drops[name]}, the rows and the drop record have {value}"
             yield Violation("totals", MANIFEST, None, 1, detail)
+    if "buckets" in manifest["pack"]:
+        yield from _check_buckets(total, documents, manifest)
+
+
+def _check_buckets(total: RowTotals, documents: int, manifest: Mapping[str, Any]) -> Iterator[Violation]:
+    """That buckets hold all rows and tokens, and that each packed document has one token that is a target only."""
+    buckets = Buckets.of(manifest["pack"]["buckets"])
+    expected = {
+        "rows of all buckets": (sum(buckets.rows), total.rows),
+        "tokens of all buckets": (buckets.tokens, total.tokens),
+        "targets": (total.tokens, total.loss_tokens),
+        "tokens_target_only": (manifest["drops"].get("tokens_target_only"), documents),
+    }
+    for name, (listed, found) in expected.items():
+        if listed != found:
+            yield Violation("totals", MANIFEST, None, 1, f"{name} are {listed}, the rows have {found}")

@@ -36,7 +36,7 @@ def write_rows(
 
     Args:
         metadata: JSON values for the schema, usually `totals.pack_settings(plan, tokens)`.
-        batch_tokens: a record batch holds batch_tokens // capacity rows, at least one.
+        batch_tokens: a record batch holds batch_tokens // (room of the last of these rows) rows, at least one.
 
     Returns:
         The counts of these rows.
@@ -51,7 +51,7 @@ def write_rows(
     if not 0 <= first_row <= last_row <= plan.rows:
         raise UserError(f"rows {first_row} to {last_row} are not in the plan, which has {plan.rows}; choose others")
     schema = packed_schema(tokens.vocab_size, metadata, tokens.has_repeats)
-    rows_per_batch = max(1, batch_tokens // plan.capacity)
+    rows_per_batch = max(1, batch_tokens // plan.room(max(first_row, last_row - 1)))
     total = RowTotals()
 
     def batches() -> Iterator[pa.RecordBatch]:

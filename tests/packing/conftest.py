@@ -11,7 +11,15 @@ import pyarrow as pa
 import pytest
 
 from seqmill.manifest import OutputFile, write_manifest
-from seqmill.packing import PackPlan, TokenStore, pack_settings, packed_manifest_entries, plan, write_rows
+from seqmill.packing import (
+    PackPlan,
+    TokenStore,
+    decompose,
+    pack_settings,
+    packed_manifest_entries,
+    plan,
+    write_rows,
+)
 from seqmill.storage import write_arrow
 
 SOURCES = ["books", "code", "web"]
@@ -97,6 +105,7 @@ def pack(tmp_path: Path) -> Callable[..., Packed]:
         vocab_size: int = 50_000,
         batch_tokens: int = 64,
         seed: int = 0,
+        buckets: tuple[Any, ...] | None = None,
         **tokens: Any,
     ) -> Packed:
         nonlocal used
@@ -105,7 +114,10 @@ def pack(tmp_path: Path) -> Callable[..., Packed]:
         documents = tokens.pop("documents", None) or random_documents(lengths, vocab_size, seed)
         corpus = write_tokens(root / "tokens", documents, vocab_size, **tokens)
         store = TokenStore.open(corpus.folder)
-        planned = plan(store.lengths, capacity, overflow, seed)
+        if buckets:  # shortest, and then as in `decompose`: overlong, leftovers
+            planned = decompose(store.lengths, buckets[0], capacity, *buckets[1:], seed=seed)
+        else:
+            planned = plan(store.lengths, capacity, overflow, seed)
         folder = root / "packed"
         files, totals = [], []
         edges = np.linspace(0, planned.rows, shards + 1).astype(int).tolist()

@@ -190,9 +190,25 @@ def tokenize(
 def pack(
     tokens: Annotated[Path, typer.Argument(help="A tokens folder.")],
     out: Out,
-    seq_len: Annotated[int, typer.Option(help="Tokens that a row has room for.")] = 2048,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens that a row has room for; default: 2048.")] = None,
     overflow: Annotated[str, typer.Option(help="Longer documents: split, truncate, drop or error.")] = "split",
     seed: Annotated[int, typer.Option(help="Of the order of rows.")] = 0,
+    buckets: Annotated[
+        str | None, typer.Option(help="Rows of power-of-two lengths instead, each of one document: 256:8192.")
+    ] = None,
+    overlong: Annotated[
+        str | None, typer.Option(help="buckets: pieces of longer documents: longest, equal_tokens or seeded_random.")
+    ] = None,
+    leftovers: Annotated[
+        str | None, typer.Option(help="buckets: ends below the shortest: carry_to_packer, drop or pad.")
+    ] = None,
+    curriculum: Annotated[
+        str | None, typer.Option(help="buckets: uniform, grow-linear, grow-p2 (default) or natural.")
+    ] = None,
+    cycles: Annotated[int | None, typer.Option(help="buckets: cycles of the curriculum; default: 8.")] = None,
+    step_tokens: Annotated[
+        int | None, typer.Option(help="buckets: room of a training step, in tokens; default: 524288.")
+    ] = None,
     executor: ExecutorName = "local",
     workers: Workers = None,
     address: Address = None,
@@ -201,15 +217,31 @@ def pack(
 ) -> None:
     """Pack a tokens folder into rows for training."""
     from seqmill.manifest import open_manifest
-    from seqmill.pipeline.pack import PackConfig
+    from seqmill.pipeline.pack import PackConfig, bucket_config, bucket_figures
     from seqmill.pipeline.pack import pack as pack_stage
     from seqmill.pipeline.report import packing_figures
 
-    config = PackConfig(seq_len=seq_len, overflow=overflow, seed=seed)
+    settings = {
+        "overlong": overlong,
+        "leftovers": leftovers,
+        "curriculum": curriculum,
+        "cycles": cycles,
+        "step_tokens": step_tokens,
+    }
+    given: dict[str, Any] = {name: value for name, value in settings.items() if value is not None}
+    if given and buckets is None:
+        raise UserError(f"pack.buckets.{next(iter(given))} is given, but no buckets: add --buckets 256:8192")
+    if buckets is not None and seq_len is not None:
+        raise UserError(
+            f"--seq-len {seq_len} and --buckets {buckets}: rows have one length or several; give one of them"
+        )
+    cut = None if buckets is None else bucket_config(buckets, **given)
+    config = PackConfig(seq_len=2048 if seq_len is None else seq_len, overflow=overflow, seed=seed, buckets=cut)
     with stage_of("pack", out, executor, workers, address, quiet, as_json) as stage:
         manifest = pack_stage(tokens.absolute(), config, stage.out, stage.executor, stage.progress)
         totals = open_manifest(tokens)["totals"]
         stage.figures = {"documents": totals["documents"], "bytes": totals["bytes"], **packing_figures(manifest)}
+        stage.figures |= bucket_figures(manifest)
 
 
 def _unescaped(text: str) -> str:
