@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import torch
 
@@ -40,6 +40,9 @@ from seqmill.models.runlog import LOG, RepeatStepRecord, StepRecord, cut_log, fo
 from seqmill.models.train_config import MAY_CHANGE_ON_RESUME, TrainConfig
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json
+
+if TYPE_CHECKING:
+    from seqmill.packing import BucketSchedule
 
 LAST_LOSSES = 10  # TrainResult.loss_last is the mean of so many
 _MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}  # on a processor, activations that stay in its cache
@@ -69,7 +72,8 @@ class _Job:
     device: torch.device
     dtype: torch.dtype  # of matrix products; weights and moments are float32
     backend: str
-    rows: int  # per update
+    rows: int  # per update, where no schedule tells
+    schedule: "BucketSchedule | None"  # the bucket of every update, for a folder with buckets
     micro_batch_tokens: int  # most tokens of one forward pass
     fingerprint: str  # of the packed folder
 
@@ -85,6 +89,8 @@ class _Job:
             "rows per step": self.rows,
             "packed data": self.fingerprint,
         }
+        if self.schedule is not None:
+            resolved["schedule"] = self.schedule.fingerprint
         shape = {f"model {name}": value for name, value in self.model.to_json().items()}
         return settings | resolved | shape
 
@@ -98,7 +104,7 @@ def train(
     """Train a model on the packed rows in `packed`, or go on where an earlier call with the same arguments stopped.
 
     Args:
-        packed: a folder that `seqmill pack` wrote.
+        packed: a folder that `seqmill pack` wrote. One with buckets is read by its schedule, a bucket an update.
         out: the run's folder; `load(out)` reads the result.
         progress: is told every update as it is logged.
 
@@ -110,7 +116,7 @@ def train(
 
     packed, out, began = Path(packed), Path(out), time.perf_counter()
     job = _resolve(packed, config)
-    dataset = PackedDataset(packed, batch_rows=job.rows, seed=config.seed, epochs=None)
+    dataset = PackedDataset(packed, batch_rows=job.rows, seed=config.seed, epochs=None, schedule=job.schedule)
     remove_unfinished(out)
     model = Model(job.model, config.seed).to(job.device)
     optimizer = adamw(model, config.betas, config.weight_decay)
@@ -154,9 +160,26 @@ def _resolve(packed: Path, config: TrainConfig) -> _Job:
         dtype=dtype,
         backend=choose_backend(config.attention, device, dtype),
         rows=max(1, config.batch_tokens // capacity),
+        schedule=_schedule(packed, manifest, config.batch_tokens),
         micro_batch_tokens=micro_rows * capacity,
         fingerprint=manifest["fingerprint"],
     )
+
+
+def _schedule(packed: Path, manifest: Mapping[str, Any], batch_tokens: int) -> "BucketSchedule | None":
+    """The schedule of a folder with buckets: its updates have room for as many tokens as are asked for."""
+    if "schedule" not in manifest:
+        return None
+    from seqmill.packing import load_schedule
+
+    schedule = load_schedule(packed / manifest["schedule"]["file"])
+    if schedule.settings.step_tokens != batch_tokens:
+        raise UserError(
+            f"batch_tokens = {batch_tokens}, but the schedule of {packed} deals out steps of "
+            f"{schedule.settings.step_tokens} tokens: train with batch_tokens = {schedule.settings.step_tokens}, or "
+            f"pack again with --step-tokens {batch_tokens}"
+        )
+    return schedule
 
 
 def _how_it_runs(job: _Job) -> dict[str, Any]:

@@ -41,7 +41,8 @@ def model(config: ModelConfig) -> Model:
 
 @pytest.fixture
 def pack_folder(tmp_path: Path) -> PackFolder:
-    """pack_folder(documents, capacity, vocab_size, name, is_repeat): the folder that `seqmill pack` would write."""
+    """pack_folder(documents, capacity, vocab_size, name, is_repeat, step_tokens): the folder that `seqmill pack` would
+    write; with step_tokens, buckets from 8 tokens to the capacity and a schedule of such steps."""
 
     def build(
         documents: Sequence[Sequence[int]],
@@ -49,7 +50,9 @@ def pack_folder(tmp_path: Path) -> PackFolder:
         vocab_size: int = 100,
         name: str = "packed",
         is_repeat: Sequence[bool] | None = None,
+        step_tokens: int | None = None,
     ) -> Path:
+        from seqmill.packing import decompose, make_schedule, save_schedule
         from seqmill.packing.pack_plan import plan
         from seqmill.packing.tokens import TokenStore
         from seqmill.packing.totals import pack_settings, packed_manifest_entries
@@ -66,13 +69,17 @@ def pack_folder(tmp_path: Path) -> PackFolder:
         if is_repeat is not None:
             table = table.append_column("is_repeat", pa.array(is_repeat, pa.bool_()))
         store = TokenStore([table], {"vocab_size": vocab_size, "sources": ["test"]})
-        packed = plan(store.lengths, capacity)
+        packed = decompose(store.lengths, 8, capacity) if step_tokens else plan(store.lengths, capacity)
         folder = tmp_path / name
         folder.mkdir()
         shard = "part-00000.arrow"
         totals = write_rows(folder / shard, packed, 0, packed.rows, store, pack_settings(packed, store))
         files = [OutputFile.of(folder, shard, packed.rows)]
-        write_manifest(folder, "packed", files, **packed_manifest_entries(packed, [totals], store))
+        entries = packed_manifest_entries(packed, [totals], store)
+        if packed.buckets is not None and step_tokens:
+            save_schedule(folder / "schedule.arrow", make_schedule(packed.buckets, step_tokens, cycles=2))
+            entries["schedule"] = {"file": "schedule.arrow"}
+        write_manifest(folder, "packed", files, **entries)
         return folder
 
     return build

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from seqmill.errors import UserError
 from seqmill.models import Model, StepRecord, TrainConfig, load, train
 from seqmill.models.checkpoint import newest_checkpoint
+from seqmill.packing import PackedDataset, load_schedule
 
 SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_rows=1, checkpoint_every=5, seed=3, learning_rate=3e-3)
 IDENTICAL = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json")
@@ -260,3 +261,34 @@ def test_training_on_cuda_learns_with_the_ragged_kernel(packed: Path, tmp_path: 
     result = train(packed, tmp_path / "run", dataclasses.replace(SMALL, steps=40, device="cuda"))
     assert result.backend == "varlen"
     assert result.loss_last < 0.7 * result.loss_first
+
+
+@pytest.fixture
+def bucketed(pack_folder: Callable[..., Path]) -> Path:
+    """Rows of 8, 16, 32 and 64 tokens, in steps of 256."""
+    generator = np.random.default_rng(0)
+    documents = [generator.integers(0, 100, length) for length in generator.integers(9, 150, 120)]
+    return pack_folder(documents, step_tokens=256)
+
+
+def test_every_update_of_a_schedule_has_rows_of_one_length(bucketed: Path, tmp_path: Path) -> None:
+    schedule = load_schedule(bucketed / "schedule.arrow")
+    config = dataclasses.replace(SMALL, steps=schedule.steps)
+    result = train(bucketed, tmp_path / "run", config)
+    dataset = PackedDataset(bucketed, seed=SMALL.seed, epochs=None, schedule=schedule)
+    assert result.tokens_seen == sum(dataset.batch_at(step)["global_loss_tokens"] for step in range(schedule.steps))
+    tokens = [record["tokens"] for record in log_of(tmp_path / "run")]
+    assert np.diff([0, *tokens]).max() == 256  # no update has more room, and full ones have no target missing
+
+
+def test_a_run_by_a_schedule_resumes_to_the_bit(bucketed: Path, tmp_path: Path) -> None:
+    train(bucketed, tmp_path / "whole", SMALL)
+    with pytest.raises(Stopped):
+        train(bucketed, tmp_path / "resumed", SMALL, stop_after(7))
+    assert train(bucketed, tmp_path / "resumed", SMALL).resumed_from == 5
+    assert_same_run(tmp_path / "whole", tmp_path / "resumed")
+
+
+def test_updates_of_another_size_than_the_schedule_deals_out_are_refused(bucketed: Path, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"batch_tokens = 512, but the schedule of .* deals out steps of 256 tokens"):
+        train(bucketed, tmp_path / "run", dataclasses.replace(SMALL, batch_tokens=512))
