@@ -10,6 +10,7 @@ from seqmill import __version__
 from seqmill.compress import bits_per_byte
 from seqmill.pipeline.funnel import UNITS, check_funnel
 from seqmill.pipeline.mixing.damage import damage_lines
+from seqmill.pipeline.pack import bucket_figures
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -60,7 +61,7 @@ def build_report(
         "vocab_size": tokens["vocab_size"],
         "bytes_per_token": tokens["totals"]["bytes_per_token"],
         "unigram_entropy": tokens["totals"]["unigram_entropy_nats"],
-        "packing": packing_figures(packed),
+        "packing": {**packing_figures(packed), **bucket_figures(packed)},
         "seconds": {**seconds, "total": round(sum(seconds.values()), 3)},
         "machine": {"processor": platform.machine(), "cores": os.cpu_count(), "python": platform.python_version()},
     }
@@ -108,12 +109,13 @@ def print_report(report: Mapping[str, Any]) -> None:
         for line in _mix_lines(mixed):
             console.print(line)
     packing = report["packing"]
+    room = f"up to {packing['seq_len']}" if "bucket_rows" in packing else packing["seq_len"]
     console.print(
         f"tokens          {report['tokens']:,} ({report['bytes_per_token']:.2f} bytes per token, "
         f"vocabulary {report['vocab_size']:,})"
     )
     console.print(
-        f"packing         {packing['rows']:,} rows of {packing['seq_len']}, {packing['efficiency']:.2%} full, "
+        f"packing         {packing['rows']:,} rows of {room}, {packing['efficiency']:.2%} full, "
         f"{packing['dropped_tokens']:,} tokens dropped, {packing['split_documents']:,} documents split"
     )
     if train := report.get("train"):

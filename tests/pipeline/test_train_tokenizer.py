@@ -165,7 +165,7 @@ def test_words_that_do_not_fit_the_memory_are_left_out_and_said(
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"kind": "wordpiece"}, "bpe, unigram, merged, byte, kmer"),
+        ({"kind": "wordpiece"}, "bpe, unigram, merged, equal-info, byte, kmer"),
         ({"vocab_size": 100}, "at least 257"),
         ({"vocab_size": 400, "bpe": BpeConfig(superwords_from=500)}, "no id would be left"),
         ({"kind": "unigram", "vocab_size": 256}, "at least 257"),
