@@ -35,6 +35,7 @@ from seqmill.pipeline.tokenize import TOKENIZER_FOLDER, describe_tokenizer
 from seqmill.storage import with_metadata, write_arrow
 from seqmill.tokenizers_ext import id_type
 from seqmill.tokenizers_ext.artifact import save_byte
+from seqmill.tokenizers_ext.byte_level import BYTE_VALUES, SPECIAL_IDS
 from seqmill.tokenizers_ext.encoder import list_array
 
 _EXCERPTS_PER_BATCH = 1 << 14  # of the output; bounds memory where nearly every byte begins an excerpt
@@ -88,7 +89,7 @@ def draw_excerpts(
     )
 
 
-_EOS, _VOCABULARY = 256, 258  # of the byte tokenizer
+_EOS, _VOCABULARY = SPECIAL_IDS["eos"], BYTE_VALUES + len(SPECIAL_IDS)
 _FIELDS = pa.schema(
     {
         "doc_id": pa.uint64(),  # of the document that the excerpt is of

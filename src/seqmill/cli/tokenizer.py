@@ -1,10 +1,18 @@
 """Verbs of tokenizers."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from seqmill.cli.common import Address, AsJson, ExecutorName, Inputs, Out, Quiet, Workers, stage_of
+from seqmill.cli.common import Address, AsJson, ExecutorName, Inputs, Out, Quiet, Stage, Workers, stage_of
+
+if TYPE_CHECKING:
+    from seqmill.pipeline.train_tokenizer import TokenizerConfig
+
+SampleBytes = Annotated[int, typer.Option(help="Text to learn from, at most.")]
+SourceAlpha = Annotated[
+    float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
+]
 
 app = typer.Typer(help="Make tokenizers.", no_args_is_help=True, rich_markup_mode=None)
 
@@ -25,10 +33,8 @@ def tokenizer_train(
     superwords_from: Annotated[
         int | None, typer.Option(help="Ids of words; later merges of a BPE may join words.")
     ] = None,
-    sample_bytes: Annotated[int, typer.Option(help="Text to learn from, at most.")] = 1_000_000_000,
-    source_alpha: Annotated[
-        float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
-    ] = 1.0,
+    sample_bytes: SampleBytes = 1_000_000_000,
+    source_alpha: SourceAlpha = 1.0,
     memory_mb: Annotated[int, typer.Option(help="Memory for learning; over it rare words are left out.")] = 2048,
     base: Annotated[str | None, typer.Option(help="Tokenizer whose ids are merged further, for kind merged.")] = None,
     merges: Annotated[int, typer.Option(help="Ids that kind merged adds.")] = 10_000,
@@ -45,8 +51,7 @@ def tokenizer_train(
     quiet: Quiet = False,
 ) -> None:
     """Learn a vocabulary from documents."""
-    from seqmill.manifest import open_manifest
-    from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig, train_tokenizer
+    from seqmill.pipeline.train_tokenizer import MergedConfig, TokenizerConfig
     from seqmill.tokenizers_ext import BpeConfig, KmerConfig, UnigramConfig
 
     config = TokenizerConfig(
@@ -61,10 +66,7 @@ def tokenizer_train(
         kmer=KmerConfig(k, stride, frame, remainder, reverse_complement),
     )
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
-        documents = stage.documents(inputs)
-        encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
-        figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
-        stage.figures = {**open_manifest(documents)["totals"], **figures}
+        _make(stage, inputs, config)
 
 
 @app.command("build")
@@ -88,10 +90,8 @@ def tokenizer_build(
     ] = "bytes-0.8m",
     byte_model_steps: Annotated[int, typer.Option(help="Updates of its training.")] = 4000,
     device: Annotated[str, typer.Option(help="Of its training: auto, cpu or cuda.")] = "auto",
-    sample_bytes: Annotated[int, typer.Option(help="Text to learn from, at most.")] = 1_000_000_000,
-    source_alpha: Annotated[
-        float, typer.Option(help="A source of b bytes gets a part of the sample in proportion to b ** this.")
-    ] = 1.0,
+    sample_bytes: SampleBytes = 1_000_000_000,
+    source_alpha: SourceAlpha = 1.0,
     memory_mb: Annotated[int, typer.Option(help="Memory for building; a smaller sample fits less.")] = 2048,
     executor: ExecutorName = "local",
     workers: Workers = None,
@@ -101,10 +101,9 @@ def tokenizer_build(
 ) -> None:
     """Build a dictionary from documents."""
     from seqmill.errors import UserError
-    from seqmill.manifest import open_manifest
     from seqmill.pipeline.build_tokenizer import EqualInfoConfig
     from seqmill.pipeline.model_steps import ByteModelConfig
-    from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
+    from seqmill.pipeline.train_tokenizer import TokenizerConfig
 
     if kind != "equal-info":
         raise UserError(f"--kind {kind}: `tokenizer build` makes equal-info; `tokenizer train` makes the others")
@@ -117,7 +116,15 @@ def tokenizer_build(
         equal_info=EqualInfoConfig(window, builder, model, rounds, parse, tables, byte_model, transformer),
     )
     with stage_of("tokenizer", out, executor, workers, address, quiet, as_json) as stage:
-        documents = stage.documents(inputs)
-        encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
-        figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
-        stage.figures = {**open_manifest(documents)["totals"], **figures}
+        _make(stage, inputs, config)
+
+
+def _make(stage: Stage, inputs: list[str], config: "TokenizerConfig") -> None:
+    """Make the tokenizer of a stage's documents, and tell its figures."""
+    from seqmill.manifest import open_manifest
+    from seqmill.pipeline.train_tokenizer import train_tokenizer
+
+    documents = stage.documents(inputs)
+    encoder = train_tokenizer(documents, config, stage.out, stage.executor, stage.progress)
+    figures = {"kind": encoder.kind, "vocab_size": encoder.vocab_size, "fingerprint": encoder.fingerprint}
+    stage.figures = {**open_manifest(documents)["totals"], **figures}
