@@ -27,6 +27,7 @@ class MicroBatch:
     targets_T: Tensor  # int64, loss.IGNORED where there is none
     segments: Segments
     is_repeat_T: Tensor | None  # bool, where the rows tell which documents are repeats
+    weights_T: Tensor | None  # float32, where tokens do not count alike
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,16 @@ def split_batch(batch: Mapping[str, Any], most_tokens: int, device: torch.device
         input_ids_T, position_ids_T, targets_T = (
             batch[key][tokens].to(device, non_blocking=True) for key in ("input_ids", "position_ids", "targets")
         )
-        is_repeat_T = _flag_tokens(batch["is_repeat"][first:last], lengths, device) if "is_repeat" in batch else None
-        yield MicroBatch(input_ids_T, position_ids_T, targets_T, Segments.of(lengths, device), is_repeat_T)
+        is_repeat_T, weights_T = (
+            _of_tokens(batch[key][first:last], lengths, device) if key in batch else None
+            for key in ("is_repeat", "loss_weights")
+        )
+        yield MicroBatch(input_ids_T, position_ids_T, targets_T, Segments.of(lengths, device), is_repeat_T, weights_T)
         first = last
 
 
-def _flag_tokens(is_repeat: Tensor, lengths: list[int], device: torch.device) -> Tensor:
-    return is_repeat.repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
+def _of_tokens(of_segments: Tensor, lengths: list[int], device: torch.device) -> Tensor:
+    return of_segments.repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
 
 
 def accumulate_gradients(
@@ -71,18 +75,26 @@ def accumulate_gradients(
 
     Returns:
         The loss, a scalar on `device`: summed over this batch's targets, divided by the whole update's count of them.
-        Where the rows tell repeats apart, what they and the others have of it.
+        A batch with "loss_weights" (float32[n], per segment) is summed with these and divided by its
+        "global_loss_weight" (seqmill.packing.loss_weights).
+        Where the rows tell repeats apart, the sums without weights that they and the others have.
     """
     count = max(1, int(batch["global_loss_tokens"]))  # rows without any target give loss 0
+    whole = float(batch["global_loss_weight"]) if "loss_weights" in batch else count
     total = torch.zeros((), device=device)
     sums = torch.zeros(2, device=device)
     for part in split_batch(batch, micro_batch_tokens, device):
         with torch.autocast(device.type, dtype) if dtype in HALF_TYPES else contextlib.nullcontext():
             hidden_TD = model(part.input_ids_T, part.position_ids_T, part.segments, backend).to(dtype)
             summed, parts = cross_entropy_parts(
-                hidden_TD, model.head_weight, part.targets_T, model.config.vocab_size, part.is_repeat_T
+                hidden_TD,
+                model.head_weight,
+                part.targets_T,
+                model.config.vocab_size,
+                part.is_repeat_T,
+                weights_T=part.weights_T,
             )
-            loss = summed / count
+            loss = summed / whole
         loss.backward()
         total += loss.detach()
         sums += parts

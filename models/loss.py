@@ -38,18 +38,21 @@ def cross_entropy_parts(
     vocab_size: int,
     part_T: Tensor | None,
     chunk_tokens: int | None = None,
+    weights_T: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """`cross_entropy_sum`, bit for bit, and what it is the sum of, for reading alone: no gradient flows through it.
 
     Args:
         part_T: bool, the part of each token; None for one part.
+        weights_T: float32, what each token's loss is multiplied with; None for 1.
 
     Returns:
-        The sum, and the sums over the tokens that are not in the part and over those that are: float32[2].
+        The weighted sum, and the sums without weights over the tokens that are not in the part and over those that
+        are: float32[2].
     """
     chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS[hidden_TD.device.type] // weight_VD.shape[0])
     found: tuple[Tensor, Tensor] = _CrossEntropySum.apply(
-        hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens
+        hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens, weights_T
     )
     return found
 
@@ -64,6 +67,7 @@ class _CrossEntropySum(torch.autograd.Function):
         vocab_size: int,
         part_T: Tensor | None,
         chunk_tokens: int,
+        weights_T: Tensor | None,
     ) -> tuple[Tensor, Tensor]:
         wants_gradient = any(ctx.needs_input_grad)
         compute_VD = weight_VD.to(hidden_TD.dtype)
@@ -80,14 +84,15 @@ class _CrossEntropySum(torch.autograd.Function):
             logits_CV[:, vocab_size:] = -torch.inf
             normaliser_C = logits_CV.logsumexp(dim=1, keepdim=True)
             losses_C = (normaliser_C - logits_CV.gather(1, targets_C)) * counted_C
-            loss += losses_C.sum()
+            scale_C = counted_C if weights_T is None else counted_C * weights_T[chunk, None]
+            loss += (losses_C if weights_T is None else losses_C * scale_C).sum()
             if part_T is not None:
                 in_part_C = part_T[chunk, None]
                 parts += torch.stack([(losses_C * ~in_part_C).sum(), (losses_C * in_part_C).sum()])
             if grad_hidden_TD is not None and grad_weight_VD is not None:
                 grad_CV = logits_CV.sub_(normaliser_C).exp_()
                 grad_CV.scatter_add_(1, targets_C, grad_CV.new_full((), -1.0).expand_as(targets_C))
-                grad_CV = grad_CV.mul_(counted_C).to(hidden_TD.dtype)
+                grad_CV = grad_CV.mul_(scale_C).to(hidden_TD.dtype)
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_TD[chunk])
                 grad_weight_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
@@ -98,4 +103,4 @@ class _CrossEntropySum(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
         grad_loss, _ = grad_outputs
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None, None
+        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None, None, None

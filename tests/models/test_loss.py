@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 
-from seqmill.models.loss import IGNORED, cross_entropy_sum
+from seqmill.models.loss import IGNORED, cross_entropy_parts, cross_entropy_sum
 
 TOKENS, DIM, VOCAB, PADDED = 37, 12, 50, 64
 
@@ -27,6 +27,30 @@ def test_the_sum_and_its_gradients_are_those_of_torch_whatever_the_chunk(chunk_t
     ours, theirs = (torch.autograd.grad(3 * loss, parts) for loss in (found, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 1000])
+def test_tokens_can_have_weights(chunk_tokens: int) -> None:
+    hidden, weight, targets = example()
+    of_tokens = torch.rand(TOKENS, generator=torch.Generator().manual_seed(1))
+    repeats = torch.arange(TOKENS) % 3 == 0
+    found, parts = cross_entropy_parts(hidden, weight, targets, VOCAB, repeats, chunk_tokens, of_tokens)
+    losses = F.cross_entropy((hidden @ weight[:VOCAB].T), targets, ignore_index=IGNORED, reduction="none")
+    expected = (losses * of_tokens).sum()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
+    torch.testing.assert_close(parts, torch.stack([losses[~repeats].sum(), losses[repeats].sum()]).detach())
+    ours, theirs = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (found, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_of_one_are_no_weights_to_the_bit() -> None:
+    hidden, weight, targets = example()
+    plain = cross_entropy_sum(hidden, weight, targets, VOCAB, 7)
+    weighted, _ = cross_entropy_parts(hidden, weight, targets, VOCAB, None, 7, torch.ones(TOKENS))
+    assert plain == weighted
+    ours, theirs = (torch.autograd.grad(loss, (hidden, weight)) for loss in (weighted, plain))
+    assert all(torch.equal(one, other) for one, other in zip(ours, theirs, strict=True))
 
 
 def test_padding_ids_get_no_probability_and_no_gradient() -> None:
