@@ -34,9 +34,9 @@ seq_len = 256
 shard_tokens = 262144
 [train]
 model = "tiny"
-steps = 24
-batch_tokens = 1024
-checkpoint_every = 6
+steps = 12
+batch_tokens = 512
+checkpoint_every = 3
 device = "cpu"
 [generate]
 prompts = ["The hacker", "import"]

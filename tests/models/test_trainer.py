@@ -109,13 +109,13 @@ train(sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[3])), lambda r
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(packed: Path, tmp_path: Path, threads: int) -> None:
-    settings = {"steps": 12, "batch_tokens": 256, "micro_batch_rows": 2, "checkpoint_every": 4}
+    settings = {"steps": 8, "batch_tokens": 256, "micro_batch_rows": 2, "checkpoint_every": 3}
     command = [sys.executable, "-c", PROGRAM, str(packed), str(tmp_path / "killed"), json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if int(line) >= 6:
+            if int(line) >= 4:
                 process.kill()
                 break
     assert process.returncode == -signal.SIGKILL
@@ -126,7 +126,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(packed: Path, tmp_path: 
         train(packed, tmp_path / "straight", TrainConfig(**settings))  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
-    assert 4 <= result.resumed_from < 12
+    assert 3 <= result.resumed_from < 8
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 

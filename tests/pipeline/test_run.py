@@ -96,7 +96,7 @@ def test_training_beats_what_token_frequencies_alone_can_reach(reference: Path) 
 
 @pytest.mark.parametrize(
     "flags",
-    [("local", 2), ("ray", 1), ("ray", 2)],
+    [("local", 2), ("ray", 2)],
     ids=lambda flags: f"{flags[0]}-{flags[1]}",
 )
 def test_every_executor_and_worker_count_gives_the_same_bytes(
@@ -123,7 +123,7 @@ MOMENTS = {
     "tokenize": "tokens/part-00000.arrow",
     "pack plan": "packed/.state/plan.arrow",
     "pack rows": "packed/part-00000.arrow",
-    "train": "train/checkpoints/step-00000006/manifest.json",
+    "train": "train/checkpoints/step-00000003/manifest.json",
 }
 
 
