@@ -10,6 +10,7 @@
     sum_sq        int64        sum of squared segment lengths, the cost of attention
     doc_id        list<uint64> document of every segment
     doc_offset    list<int64>  first token of the segment within its document
+    doc_targets   list<int64>  targets of the segment's whole document, in all its rows (seqmill.packing.loss_weights)
     next_token    list<int32>  the token after the segment where its document goes on in another one, else -1
     pos_start     list<int32>  position of the segment's first token (see seqmill.packing.write)
     source        list<int16>  index into the source names of the metadata and manifest, per segment
@@ -32,7 +33,7 @@ from seqmill.storage import with_metadata
 
 KIND: Final = "packed"
 NO_NEXT: Final = -1  # in next_token: the document ends here
-SEGMENT_COLUMNS: Final = ("seq_lengths", "doc_id", "doc_offset", "next_token", "pos_start", "source")
+SEGMENT_COLUMNS: Final = ("seq_lengths", "doc_id", "doc_offset", "doc_targets", "next_token", "pos_start", "source")
 LIST_COLUMNS: Final = ("input_ids", "cu_seqlens", *SEGMENT_COLUMNS)
 REPEAT_COLUMN: Final = "is_repeat"  # of tokens and of segments; optional in both
 
@@ -59,6 +60,7 @@ def packed_schema(vocab_size: int, metadata: Mapping[str, Any], is_repeat: bool 
         "sum_sq": pa.int64(),
         "doc_id": pa.uint64(),
         "doc_offset": pa.int64(),
+        "doc_targets": pa.int64(),
         "next_token": pa.int32(),
         "pos_start": pa.int32(),
         "source": pa.int16(),

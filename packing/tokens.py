@@ -105,6 +105,12 @@ class TokenStore:
         """Ids of all documents, uint64[documents]."""
         return self.doc_id_of(np.arange(self.documents))
 
+    def length_of(self, item: Int64s) -> Int64s:
+        """Tokens of these documents, int64[len(item)]."""
+        out = np.empty(len(item), np.int64)
+        _check(_gather_lengths(self._table, self._first_item, item, out), "document")
+        return out
+
     def doc_id_of(self, item: Int64s) -> npt.NDArray[np.uint64]:
         """The ids of these documents, uint64[len(item)]."""
         out = np.empty(len(item), np.uint64)
@@ -288,6 +294,16 @@ def _gather_next(
         values = carray(pointer(table[batch, _VALUES]), table[batch, _VALUE_COUNT], sample.dtype)
         position = begin + stop[fragment]
         out[fragment] = np.int64(values[position]) if position < end else NO_NEXT
+    return _NOT_IN_BATCH
+
+
+@njit(cache=True, nogil=True)
+def _gather_lengths(table: Int64s, first_item: Int64s, item: Int64s, out: Int64s) -> int:
+    for index in range(item.size):
+        batch, begin, end = _document(table, first_item, item[index])
+        if batch < 0:
+            return index
+        out[index] = end - begin
     return _NOT_IN_BATCH
 
 

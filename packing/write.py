@@ -14,6 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from seqmill.errors import UserError
+from seqmill.packing.loss_weights import document_targets
 from seqmill.packing.pack_plan import PackPlan
 from seqmill.packing.schema import NO_NEXT, REPEAT_COLUMN, hash_rows, packed_schema
 from seqmill.packing.tokens import TokenStore
@@ -98,6 +99,7 @@ def _pack(
         "sum_sq": sum_sq,
         "doc_id": _lists(segments, tokens.doc_id_of(item)),
         "doc_offset": _lists(segments, start),
+        "doc_targets": _lists(segments, document_targets(plan, tokens.length_of(item))),
         "next_token": _lists(segments, next_token),
         "pos_start": _lists(segments, np.zeros(len(item), np.int32)),
         "source": _lists(segments, tokens.source_of(item)),
