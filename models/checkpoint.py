@@ -25,6 +25,7 @@ from torch import Tensor
 from seqmill.errors import UserError, as_user_error
 from seqmill.manifest import MANIFEST, OutputFile, open_manifest, write_manifest
 from seqmill.models.config import ModelConfig
+from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface
 from seqmill.models.optim import optimizer_tensors, restore_optimizer
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, hash_file, read_json, write_json
@@ -52,10 +53,10 @@ class TrainState:
 
 
 def load(path: Path | str, device: str = "cpu", dtype: str = "float32") -> Model:
-    """The model of a run's newest checkpoint, ready for `generate` and `score`.
+    """The model of a run's newest checkpoint, or a Llama or Qwen3 of the HF hub, ready for `generate` and `score`.
 
     Args:
-        path: the folder of a run (`train`'s `out`) or one checkpoint in it.
+        path: the folder of a run (`train`'s `out`), one checkpoint in it, or a HF folder with safetensors.
         device: "cpu", "cuda", or any other torch device.
         dtype: "float32", "bfloat16" or "float16", for the weights.
 
@@ -64,12 +65,22 @@ def load(path: Path | str, device: str = "cpu", dtype: str = "float32") -> Model
     """
     if dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r}: there is no such type here; choose one of {', '.join(DTYPES)}")
-    folder = _checkpoint_at(Path(path))
     require_device(device)
+    model = load_huggingface(path) if is_huggingface(Path(path)) else _load_ours(_checkpoint_at(Path(path)))
+    return model.to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+
+
+def weight_files(path: Path | str) -> list[Path]:
+    """The files that hold the weights of what `load(path)` loads."""
+    path = Path(path)
+    return huggingface_weights(path) if is_huggingface(path) else [_checkpoint_at(path) / WEIGHTS]
+
+
+def _load_ours(folder: Path) -> Model:
     config = ModelConfig.from_json(_read_verified_json(folder, CONFIG), str(folder / CONFIG))
     model = Model(config, seed=None)
     _copy_weights(model, _read_tensors(folder, WEIGHTS), folder)
-    return model.to(device=device, dtype=DTYPES[dtype]).eval().requires_grad_(False)
+    return model
 
 
 def require_device(device: str) -> torch.device:

@@ -1,5 +1,6 @@
 """The shape of a decoder: one frozen dataclass, and the named presets."""
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from types import MappingProxyType
@@ -9,6 +10,44 @@ from seqmill.errors import UserError
 
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this, for matrix kernels
 REFERENCE_VOCAB = 50_257  # the vocabulary (GPT-2's) for which the presets have the size in their name
+
+
+@dataclass(frozen=True)
+class RopeScaling:
+    """How the angles of a model are slowed down, so that it reads more positions than it was first trained on.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+
+    kind: str  # "linear": all angles; "llama3": only those of long wavelengths
+    factor: float  # angles are divided by it
+    low_freq_factor: float = 1.0  # llama3: wavelengths over original_positions / this are slowed down in full
+    high_freq_factor: float = 4.0  # llama3: wavelengths under original_positions / this stay as they are
+    original_positions: int = 8192  # llama3: positions of the first training
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise UserError(f"rope_scaling kind {self.kind!r} is not known here; choose one of linear, llama3")
+        if not 1 <= self.factor < math.inf:
+            raise UserError(f"rope_scaling factor = {self.factor}: must be 1 or more")
+        if not 0 < self.low_freq_factor < self.high_freq_factor or self.original_positions < 1:
+            raise UserError(
+                f"rope_scaling low_freq_factor = {self.low_freq_factor}, high_freq_factor = {self.high_freq_factor}, "
+                f"original_positions = {self.original_positions}: the first must be positive and below the second"
+            )
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> "RopeScaling":
+        """The scaling whose fields are `values`.
+
+        Raises:
+            UserError: a field is missing or unknown.
+        """
+        known = {field.name for field in fields(cls)}
+        if not {"kind", "factor"} <= set(values) <= known:
+            raise UserError(f"rope_scaling has fields {sorted(values)}; it takes {', '.join(sorted(known))}")
+        return cls(**values)
 
 
 @dataclass(frozen=True)
@@ -30,6 +69,7 @@ class ModelConfig:
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     tied_head: bool = True  # the output head is the embedding
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotary turn
+    rope_scaling: RopeScaling | None = None  # slower angles, for contexts longer than those of the first training
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "rope_theta"):
@@ -58,8 +98,8 @@ class ModelConfig:
         return self.layers * layer + self.dim + tables * self.padded_vocab * self.dim
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values."""
-        return asdict(self)
+        """The fields as JSON values; rope_scaling only where there is one."""
+        return {name: value for name, value in asdict(self).items() if name != "rope_scaling" or value is not None}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> "ModelConfig":
@@ -79,7 +119,8 @@ class ModelConfig:
                 f"{source} describes no seqmill decoder: unknown fields {unknown}, missing fields {missing}; "
                 "load it with the program or version that wrote it"
             )
-        return cls(**values)
+        scaling = values.get("rope_scaling")
+        return cls(**{**values, "rope_scaling": scaling and RopeScaling.from_json(scaling)})
 
 
 @dataclass(frozen=True)

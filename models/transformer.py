@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqmill.models.attention import Segments, attend
 from seqmill.models.config import ModelConfig
+from seqmill.models.rotary import rotary_table, rotate
 
 _EMBEDDING_STD = 0.02  # of the embedding and the head: first logits are small, the first loss is ln(vocabulary)
 
@@ -38,25 +39,6 @@ class RMSNorm(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """The normalised `x`, in the type of `x`."""
         return F.rms_norm(x.float(), (x.shape[-1],), self.weight.float(), self.eps).to(x.dtype)
-
-
-def rotary_table(position_ids_T: Tensor, head_dim: int, theta: float) -> tuple[Tensor, Tensor]:
-    """The cosines and sines, each float32[T, 1, E], by which `rotate` turns a token's heads.
-
-    Number i turns together with number i + E/2, by the angle position * theta ** (-2 i / E): the convention of the
-    Llama checkpoints on the HF hub.
-    """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_T.device) / head_dim
-    angles = position_ids_T.float()[:, None, None] * (theta**-exponents)
-    angles = torch.cat((angles, angles), dim=-1)
-    return angles.cos(), angles.sin()
-
-
-def rotate(x: Tensor, table: tuple[Tensor, Tensor]) -> Tensor:
-    """Turn heads x[T, heads, E] by their rotary angles, in float32."""
-    cosines, sines = table
-    first, second = x.float().chunk(2, dim=-1)
-    return (x.float() * cosines + torch.cat((-second, first), dim=-1) * sines).to(x.dtype)
 
 
 class Block(nn.Module):
@@ -140,7 +122,8 @@ class Model(nn.Module):
     def hidden(self, input_ids_T: Tensor, position_ids_T: Tensor, attention: LayerAttention) -> Tensor:
         """hidden_TD, normalised, where `attention` says what each token sees."""
         x_TD = self.embedding(input_ids_T)
-        rotary = rotary_table(position_ids_T, self.config.head_dim, self.config.rope_theta)
+        config = self.config
+        rotary = rotary_table(position_ids_T, config.head_dim, config.rope_theta, config.rope_scaling)
         for block in self.blocks:
             x_TD = block(x_TD, rotary, attention)
         normalised: Tensor = self.norm(x_TD)

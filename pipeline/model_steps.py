@@ -15,8 +15,9 @@ from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
-from seqmill.storage import hash_file, write_json
+from seqmill.storage import atomic_path, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
+from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
 from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 
 if TYPE_CHECKING:
@@ -152,6 +153,34 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
     return [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.prompts, texts, strict=True)]
 
 
+def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
+    """Write a checkpoint as `AutoModelForCausalLM` and, where its tokenizer has that form, `AutoTokenizer` read it.
+
+    Returns:
+        "family" and "parameters" of the model, and "tokenizer": the file written, or None.
+
+    Raises:
+        UserError: no checkpoint is there, or torch is not on this machine.
+    """
+    try:
+        from seqmill import models
+        from seqmill.models.huggingface import config_to_huggingface, export_huggingface
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    model = models.load(checkpoint)
+    export_huggingface(model, out)
+    tokenizer = tokenizer_of(checkpoint) / TOKENIZER_JSON
+    if tokenizer.is_file():
+        with atomic_path(out / TOKENIZER_JSON) as temporary:
+            temporary.write_bytes(tokenizer.read_bytes())
+    return {
+        "family": config_to_huggingface(model.config, "float32")["model_type"],
+        "parameters": model.config.parameters,
+        "tokenizer": str(out / TOKENIZER_JSON) if tokenizer.is_file() else None,
+        "out": str(out),
+    }
+
+
 @dataclass(frozen=True)
 class LanguageModel:
     """A checkpoint as functions of token ids, for steps that sample or judge texts."""
@@ -175,26 +204,28 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
     """
     try:
         from seqmill import models
-        from seqmill.models.checkpoint import WEIGHTS, newest_checkpoint
+        from seqmill.models.checkpoint import weight_files
     except ImportError as error:
         raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
     encoder = load(tokenizer_of(checkpoint))
     model = models.load(checkpoint, device)
-    weights = (newest_checkpoint(checkpoint) or checkpoint) / WEIGHTS
+    fingerprint = "".join(hash_file(path) for path in weight_files(checkpoint))
     stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
 
     def sample(prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[Sequence[int]]:
         written = models.generate(model, prompts, most, temperature=temperature, seed=seed, stop_ids=stop)
         return [sequence.tokens for sequence in written]
 
-    return LanguageModel(encoder, hash_file(weights), sample, lambda ids: models.score(model, ids))
+    return LanguageModel(encoder, fingerprint, sample, lambda ids: models.score(model, ids))
 
 
 def tokenizer_of(checkpoint: Path) -> Path:
-    """The tokenizer folder that belongs to a training folder or to one of its checkpoints."""
+    """The tokenizer that belongs to a training folder, to one of its checkpoints, or to a folder of the HF hub."""
     for folder in (checkpoint, *checkpoint.parents[:2]):
         if (folder / TOKENIZER_FOLDER).is_dir():
             return folder / TOKENIZER_FOLDER
+    if (checkpoint / TOKENIZER_JSON).is_file():
+        return checkpoint / TOKENIZER_JSON
     raise UserError(f"{checkpoint} carries no tokenizer; copy the one its data was made with to {checkpoint}/tokenizer")
 
 

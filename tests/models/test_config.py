@@ -1,10 +1,12 @@
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 
 from seqmill.errors import UserError
 from seqmill.models import PRESETS, Model, ModelConfig
-from seqmill.models.config import REFERENCE_VOCAB, preset_config
+from seqmill.models.config import REFERENCE_VOCAB, RopeScaling, preset_config
 
 
 @pytest.mark.parametrize(("name", "millions"), [("124m", 124), ("355m", 355), ("774m", 774), ("1.3b", 1300)])
@@ -50,8 +52,24 @@ def test_an_unknown_preset_is_refused_with_the_names_of_the_known() -> None:
 
 
 def test_a_config_survives_json(config: ModelConfig) -> None:
-    changed = dataclasses.replace(config, qk_norm=True, rope_theta=5e5)
-    assert ModelConfig.from_json(changed.to_json(), "here") == changed
+    changed = dataclasses.replace(config, qk_norm=True, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0))
+    assert ModelConfig.from_json(json.loads(json.dumps(changed.to_json())), "here") == changed
+    assert "rope_scaling" not in config.to_json()
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"kind": "yarn", "factor": 2.0}, "'yarn' is not known here; choose one of linear, llama3"),
+        ({"kind": "linear", "factor": 0.5}, "factor = 0.5: must be 1 or more"),
+        ({"kind": "llama3", "factor": 2.0, "low_freq_factor": 5.0}, "must be positive and below the second"),
+        ({"kind": "linear"}, "it takes factor, high_freq_factor, kind"),
+        ({"kind": "linear", "factor": 2.0, "beta": 1}, "it takes factor, high_freq_factor, kind"),
+    ],
+)
+def test_impossible_scalings_of_positions_are_refused(values: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        RopeScaling.from_json(values)
 
 
 def test_the_json_of_another_architecture_is_refused(config: ModelConfig) -> None:

@@ -61,6 +61,18 @@ def generate(
             print(f"{sample['prompt']!r} -> {sample['continuation']!r}")
 
 
+@app.command()
+def export(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, or one of its checkpoints.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Write a trained model and its tokenizer as transformers reads them."""
+    from seqmill.pipeline.model_steps import export_model
+
+    print_figures("export", export_model(checkpoint, out), as_json)
+
+
 def _read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a file: its lines, or the field "text" of each JSON line."""
     if not path.is_file():

@@ -1,0 +1,48 @@
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+import torch
+from tests.cli.conftest import Call
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from seqmill.pipeline.model_steps import open_language_model
+from seqmill.tokenizers_ext import load
+
+QUIET = ("--workers", "1", "--quiet")
+TEXTS = [f"the quick brown fox number {k} jumps over {k * k} lazy dogs and comes home again" for k in range(80)]
+
+
+@pytest.fixture
+def run(seqmill_here: Call) -> Path:
+    Path("raw.jsonl").write_text("\n".join(json.dumps({"text": text}) for text in TEXTS) + "\n")
+    for command in (
+        ("tokenizer", "train", "raw.jsonl", "--kind", "bpe", "--vocab-size", "400", "--out", "bpe", *QUIET),
+        ("tokenize", "raw.jsonl", "--tokenizer", "bpe", "--out", "tokens", *QUIET),
+        ("pack", "tokens", "--seq-len", "64", "--out", "packed", *QUIET),
+        ("train", "packed", "--steps", "2", "--batch-tokens", "128", "--device", "cpu", "--out", "run", "--quiet"),
+    ):
+        code, _, errors = seqmill_here(*command)
+        assert code == 0, errors
+    return Path("run")
+
+
+def test_an_exported_run_is_read_by_transformers_and_by_us(seqmill_here: Call, run: Path) -> None:
+    code, printed, _ = seqmill_here("export", "run", "--out", "hub", "--json")
+    assert code == 0
+    figures: dict[str, Any] = json.loads(printed)
+    assert (figures["family"], figures["tokenizer"]) == ("llama", "hub/tokenizer.json")
+    theirs, ours = AutoModelForCausalLM.from_pretrained("hub"), open_language_model(Path("hub"))
+    assert theirs.num_parameters() <= figures["parameters"]  # without the padding of the vocabulary
+    ids = AutoTokenizer.from_pretrained("hub")(TEXTS[3]).input_ids
+    assert ids == load("run/tokenizer").encode(pa.array([TEXTS[3]])).to_pylist()[0]
+    with torch.no_grad():
+        expected = theirs(torch.tensor([ids])).logits[0].log_softmax(-1)
+    expected = expected[:-1].gather(1, torch.tensor(ids[1:])[:, None])[:, 0]
+    for model in (ours, open_language_model(run)):
+        (found,) = model.log_probabilities([ids])
+        torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    assert open_language_model(run).fingerprint != ours.fingerprint
+    assert seqmill_here("generate", "hub", "--prompts", "raw.jsonl", "--max-new-tokens", "2", "--json")[0] == 0

@@ -1,0 +1,156 @@
+"""Models of transformers and ours are the same functions of their weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+
+from seqmill.errors import UserError
+from seqmill.models import Model, ModelConfig, load
+from seqmill.models.attention import Segments
+from seqmill.models.config import RopeScaling
+from seqmill.models.huggingface import config_from_huggingface, export_huggingface, load_huggingface
+
+SIZES = {
+    "vocab_size": 101,
+    "hidden_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "intermediate_size": 80,
+    "max_position_embeddings": 4096,
+}
+LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 500_000.0,
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+THEIRS = {
+    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rms_norm_eps=1e-5)),
+    "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
+    "llama 3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
+    "linear": lambda: LlamaForCausalLM(
+        LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
+    ),
+    "qwen3": lambda: Qwen3ForCausalLM(
+        Qwen3Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
+    ),
+}
+IDS = torch.randint(101, (200,), generator=torch.Generator().manual_seed(0))
+
+
+@torch.no_grad()
+def their_logits(model: Any) -> torch.Tensor:
+    return model.eval()(IDS[None]).logits[0]
+
+
+@torch.no_grad()
+def our_logits(model: Model) -> torch.Tensor:
+    segments = Segments.of([len(IDS)])
+    return model.logits(model(IDS, segments.positions(), segments))
+
+
+def assert_equal_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
+    assert theirs.std() > 0.05
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
+
+
+def saved(kind: str, folder: Path, **options: Any) -> Any:
+    torch.manual_seed(0)
+    model = THEIRS[kind]()
+    with torch.no_grad():  # scales of one would hide a norm that is left out
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.uniform_(0.5, 1.5)
+            elif "embed" not in name:
+                weight.mul_(4)
+    model.save_pretrained(folder, **options)
+    return model
+
+
+@pytest.mark.parametrize("kind", THEIRS)
+def test_their_models_have_the_same_logits_here(kind: str, tmp_path: Path) -> None:
+    theirs = saved(kind, tmp_path)
+    ours = load(tmp_path)
+    assert_equal_logits(our_logits(ours), their_logits(theirs))
+    assert ours.config.qk_norm == (kind == "qwen3")
+    assert not ours.head_weight[ours.config.vocab_size :].any()
+
+
+def test_weights_in_several_files_are_put_together(tmp_path: Path) -> None:
+    theirs = saved("qwen3", tmp_path, max_shard_size="40KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    assert_equal_logits(our_logits(load_huggingface(tmp_path)), their_logits(theirs))
+
+
+@pytest.mark.parametrize("qk_norm", [False, True])
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 4.0), RopeScaling("llama3", 8.0, 1.0, 4.0, 64)])
+def test_our_models_have_the_same_logits_there(
+    qk_norm: bool, tied: bool, scaling: RopeScaling | None, tmp_path: Path
+) -> None:
+    config = ModelConfig(
+        101, 48, 2, 4, 2, 16, 80, rope_theta=5e4, qk_norm=qk_norm, tied_head=tied, rope_scaling=scaling
+    )
+    ours = Model(config, seed=1)
+    export_huggingface(ours, tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float32)
+    assert_equal_logits(our_logits(ours), their_logits(theirs))
+    again = load_huggingface(tmp_path)
+    assert again.config == config
+    assert torch.equal(our_logits(again), our_logits(ours))
+
+
+def change_config(folder: Path, **values: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"model_type": "gpt2"}, "model_type 'gpt2' cannot be loaded; llama and qwen3 can"),
+        ({"attention_bias": True}, "attention_bias = True is not known here"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not known here"),
+        ({"num_hidden_layers": 3}, "tensors are missing, such as model.layers.2"),
+        ({"intermediate_size": 96}, r"has shape \(48, 80\), not \(48, 96\)|has shape \(80, 48\), not \(96, 48\)"),
+    ],
+)
+def test_other_architectures_are_refused(values: dict[str, Any], message: str, tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    change_config(tmp_path, **values)
+    with pytest.raises(UserError, match=message):
+        load(tmp_path)
+
+
+def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    path = tmp_path / "model.safetensors"
+    bias = {"model.layers.0.self_attn.q_proj.bias": torch.zeros(64)}
+    save_file({**load_file(path), **bias}, path)
+    with pytest.raises(UserError, match=r"q_proj\.bias has shape .* which has no place in it"):
+        load(tmp_path)
+
+
+def test_damaged_and_missing_weights_are_one_clear_error(tmp_path: Path) -> None:
+    saved("llama", tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"rubbish")
+    with pytest.raises(UserError, match="is no safetensors file"):
+        load(tmp_path)
+    (tmp_path / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="weights must be safetensors"):
+        load(tmp_path)
+
+
+def test_the_older_way_to_write_positions_is_read() -> None:
+    older = {**SIZES, "model_type": "llama", "rope_theta": 5e5, "rope_scaling": {**LLAMA3, "rope_theta": None}}
+    config = config_from_huggingface(older, "config.json")
+    assert (config.rope_theta, config.rope_scaling) == (5e5, RopeScaling("llama3", 8.0, 1.0, 4.0, 64))
