@@ -3,7 +3,7 @@
     OUT/checkpoints/step-00000100/
         config.json              the ModelConfig
         model.safetensors        one tensor per parameter, by its name
-        optimizer.safetensors    PARAMETER.exp_avg and PARAMETER.exp_avg_sq
+        optimizer.safetensors    what optim.Optimizer.tensors gives, such as PARAMETER.exp_avg
         state.json               TrainState: step, tokens, position of the loader, what may not change on resume
         manifest.json            size and hash of the four, written last
 
@@ -26,7 +26,7 @@ from seqmill.errors import UserError, as_user_error
 from seqmill.manifest import MANIFEST, OutputFile, open_manifest, write_manifest
 from seqmill.models.config import ModelConfig
 from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface
-from seqmill.models.optim import optimizer_tensors, restore_optimizer
+from seqmill.models.optim import Optimizer
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, hash_file, read_json, write_json
 
@@ -107,9 +107,7 @@ def newest_checkpoint(out: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def save_checkpoint(
-    out: Path, model: Model, optimizer: torch.optim.Optimizer, state: TrainState, keep_last: int
-) -> Path:
+def save_checkpoint(out: Path, model: Model, optimizer: Optimizer, state: TrainState, keep_last: int) -> Path:
     """Write the checkpoint of `state.step` and delete all but the newest `keep_last`.
 
     Raises:
@@ -122,7 +120,7 @@ def save_checkpoint(
         temporary.mkdir(parents=True)
         write_json(temporary / CONFIG, model.config.to_json())
         _write_tensors(temporary / WEIGHTS, dict(model.named_parameters()))
-        _write_tensors(temporary / OPTIMIZER, optimizer_tensors(model, optimizer))
+        _write_tensors(temporary / OPTIMIZER, optimizer.tensors())
         write_json(temporary / STATE, asdict(state))
         files = [OutputFile.of(temporary, name, rows=1) for name in (CONFIG, WEIGHTS, OPTIMIZER, STATE)]
         write_manifest(temporary, KIND, files)
@@ -146,14 +144,14 @@ def load_state(folder: Path) -> TrainState:
     return TrainState(**{**values, "recent_losses": tuple(values["recent_losses"])})
 
 
-def restore(folder: Path, model: Model, optimizer: torch.optim.Optimizer, step: int) -> None:
+def restore(folder: Path, model: Model, optimizer: Optimizer, step: int) -> None:
     """Put a checkpoint's weights and moments into a model and optimizer of the same shape.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
     _copy_weights(model, _read_tensors(folder, WEIGHTS), folder)
-    restore_optimizer(model, optimizer, _read_tensors(folder, OPTIMIZER), step)
+    optimizer.restore(_read_tensors(folder, OPTIMIZER), step)
 
 
 def remove_unfinished(out: Path) -> None:

@@ -27,6 +27,9 @@ class TrainConfig:
     learning_rate: float | None = None  # peak; None: the preset's own
     min_lr_ratio: float = 0.1  # rate of the last update, as a part of the peak
     warmup_steps: int | None = None  # updates of linear warm-up; None: a tenth of the steps, at most 200
+    schedule: str = "cosine"  # of the rate after warm-up: a name in optim.SCHEDULES
+    decay_share: float = 0.2  # wsd: part of the updates after warm-up in which the rate goes down
+    optimizer: str = "adamw"  # or muon, for the matrices of the layers
     weight_decay: float = 0.1  # of matrices
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW
     grad_clip: float = 1.0  # largest global gradient norm
@@ -69,6 +72,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": _POSITIVE,
     "min_lr_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "warmup_steps": _AT_LEAST_ZERO,
+    "schedule": (lambda value: value in ("cosine", "linear", "wsd"), "cosine, linear or wsd"),
+    "decay_share": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "optimizer": (lambda value: value in ("adamw", "muon"), "adamw or muon"),
     "weight_decay": _AT_LEAST_ZERO,
     "betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
     "grad_clip": _POSITIVE,

@@ -35,7 +35,7 @@ from seqmill.models.checkpoint import (
 )
 from seqmill.models.config import ModelConfig, preset_config
 from seqmill.models.gradients import RepeatLoss, accumulate_gradients
-from seqmill.models.optim import adamw, learning_rate, set_learning_rate
+from seqmill.models.optim import Optimizer, learning_rate
 from seqmill.models.runlog import LOG, RepeatStepRecord, StepRecord, cut_log, format_record
 from seqmill.models.train_config import MAY_CHANGE_ON_RESUME, TrainConfig
 from seqmill.models.transformer import Model
@@ -119,7 +119,7 @@ def train(
     dataset = PackedDataset(packed, batch_rows=job.rows, seed=config.seed, epochs=None, schedule=job.schedule)
     remove_unfinished(out)
     model = Model(job.model, config.seed).to(job.device)
-    optimizer = adamw(model, config.betas, config.weight_decay)
+    optimizer = Optimizer(model, config.optimizer, config.betas, config.weight_decay)
     start = _resume(out, job, model, optimizer)
     if start is None:
         start = TrainState(0, 0, math.nan, (), dataset.state_dict(), job.identity)
@@ -193,7 +193,7 @@ def _how_it_runs(job: _Job) -> dict[str, Any]:
     }
 
 
-def _resume(out: Path, job: _Job, model: Model, optimizer: torch.optim.Optimizer) -> TrainState | None:
+def _resume(out: Path, job: _Job, model: Model, optimizer: Optimizer) -> TrainState | None:
     """Put the newest checkpoint into `model` and `optimizer`, if there is one and it is of this very run."""
     folder = newest_checkpoint(out)
     if folder is None:
@@ -227,7 +227,7 @@ def _train_on(
     out: Path,
     job: _Job,
     model: Model,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     dataset: Any,
     state: TrainState,
     began: float,
@@ -240,9 +240,8 @@ def _train_on(
     with (out / LOG).open("ab") as log:
         while state.step < config.steps:
             step, batch = state.step + 1, next(batches)
-            rate = learning_rate(step, config.steps, config.warmup, config.peak_learning_rate, config.min_lr_ratio)
-            set_learning_rate(optimizer, rate)
-            loss, norm, repeats = _update(job, model, optimizer, batch, step)
+            rate = _rate_of(config, step)
+            loss, norm, repeats = _update(job, model, optimizer, rate, batch, step)
             tokens = state.tokens + int(batch["global_loss_tokens"])
             state = TrainState(
                 step=step,
@@ -264,15 +263,20 @@ def _train_on(
     return state
 
 
+def _rate_of(config: TrainConfig, step: int) -> float:
+    shape = (config.min_lr_ratio, config.schedule, config.decay_share)
+    return learning_rate(step, config.steps, config.warmup, config.peak_learning_rate, *shape)
+
+
 def _checkpoint(
-    out: Path, log: BinaryIO, model: Model, optimizer: torch.optim.Optimizer, state: TrainState, keep_last: int
+    out: Path, log: BinaryIO, model: Model, optimizer: Optimizer, state: TrainState, keep_last: int
 ) -> None:
     os.fsync(log.fileno())  # a checkpoint's updates are in the log, whatever happens next
     save_checkpoint(out, model, optimizer, state, keep_last)
 
 
 def _update(
-    job: _Job, model: Model, optimizer: torch.optim.Optimizer, batch: Mapping[str, Any], step: int
+    job: _Job, model: Model, optimizer: Optimizer, rate: float, batch: Mapping[str, Any], step: int
 ) -> tuple[float, float, RepeatLoss | None]:
     """One update of the weights.
 
@@ -289,8 +293,7 @@ def _update(
             f"repair; its rows have the ids {_name_rows(batch)}. Look at these rows, or lower learning_rate or raise "
             "warmup_steps and train into another --out"
         )
-    optimizer.step()
-    optimizer.zero_grad(set_to_none=True)
+    optimizer.step(rate)
     return *found, repeats
 
 

@@ -10,7 +10,7 @@ from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.models import Model, ModelConfig, load, score
 from seqmill.models.checkpoint import TrainState, load_state, newest_checkpoint, save_checkpoint
-from seqmill.models.optim import adamw
+from seqmill.models.optim import Optimizer
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -27,10 +27,10 @@ def out(tmp_path: Path, model: Model) -> Path:
 
 
 def save(out: Path, model: Model, step: int, keep_last: int = 5) -> Path:
-    optimizer = adamw(model, (0.9, 0.95), 0.1)
+    optimizer = Optimizer(model, "adamw", (0.9, 0.95), 0.1)
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    optimizer.step()
+    optimizer.step(0.0)
     return save_checkpoint(out, model, optimizer, state_at(step), keep_last)
 
 

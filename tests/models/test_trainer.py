@@ -73,11 +73,13 @@ def test_training_lowers_the_loss_and_logs_every_update_once(packed: Path, tmp_p
     assert [path.name for path in (tmp_path / "run" / "checkpoints").iterdir()] == ["step-00000040"]
 
 
-def test_five_updates_and_five_more_are_ten_to_the_bit(packed: Path, tmp_path: Path) -> None:
-    train(packed, tmp_path / "straight", SMALL)
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "muon", "schedule": "wsd"}], ids=["adamw", "muon"])
+def test_five_updates_and_five_more_are_ten_to_the_bit(packed: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    config = dataclasses.replace(SMALL, **changes)
+    train(packed, tmp_path / "straight", config)
     with pytest.raises(Stopped):
-        train(packed, tmp_path / "stopped", SMALL, stop_after(5))
-    result = train(packed, tmp_path / "stopped", SMALL)
+        train(packed, tmp_path / "stopped", config, stop_after(5))
+    result = train(packed, tmp_path / "stopped", config)
     assert result.resumed_from == 5
     assert_same_run(tmp_path / "straight", tmp_path / "stopped")
 
