@@ -21,7 +21,7 @@ from seqmill.tokenizers_ext import load
 Seqmill = Callable[..., Any]
 VERBS = (
     "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "plan", "train", "generate",
-    "inspect", "bench", "tokenizer", "repeats", "traps",
+    "inspect", "trace", "bench", "tokenizer", "repeats", "traps",
 )  # fmt: skip
 SUBVERBS = {
     "tokenizer": ("train", "report"), "repeats": ("histogram", "sample"),

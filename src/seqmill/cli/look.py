@@ -30,6 +30,30 @@ def inspect(
 
 
 @app.command()
+def trace(
+    packed: Annotated[Path, typer.Argument(help="A packed folder.")],
+    what: Annotated[
+        str, typer.Argument(metavar="ROW|DOC", help="row:17, doc:FILE:ROW, doc:DOC_ID, or id:NAME of the user's ids.")
+    ],
+    tokens: Annotated[
+        Path | None, typer.Option(help="The tokens that were packed; default: found beside PACKED.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="The documents that were tokenized; default: found beside them.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Default: the one in PACKED.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show texts whole.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a packed row back to its documents, bytes and text; or a document to its rows."""
+    from seqmill.pipeline.tracing import Sources, Target, lines_of
+    from seqmill.pipeline.tracing import trace as trace_target
+
+    found = trace_target(packed, Target.of(what), Sources(tokens, documents, tokenizer))
+    print(json.dumps(found) if as_json else "\n".join(lines_of(found, full)))
+
+
+@app.command()
 def bench(
     name: Annotated[str | None, typer.Argument(help="A file of benchmarks/; default: all.")] = None,
     cases: Annotated[str | None, typer.Option(help="Only these cases, with commas between.")] = None,
