@@ -7,6 +7,7 @@ from typing import Any
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST, open_manifest
 from seqmill.packing import ValidationReport, validate
+from seqmill.packing.sets import validate_sets
 from seqmill.pipeline.validation import tokenizer_faults, validate_documents, validate_tokens
 from seqmill.storage import read_arrow, read_json
 
@@ -14,12 +15,13 @@ VALIDATORS: dict[str, Callable[[Path], ValidationReport]] = {
     "documents": validate_documents,
     "tokens": validate_tokens,
     "packed": validate,
+    "sets": validate_sets,
 }
 HAVE_IDS = ("tokens", "packed")  # folders that carry the tokenizer of their ids
 
 
 def inspect_folder(folder: Path, check: bool) -> tuple[dict[str, Any], list[str]]:
-    """Describe a folder of documents, tokens or packed rows.
+    """Describe a folder of documents, tokens, packed rows or packed sets.
 
     Args:
         check: read everything, and check what readers of this kind of folder rely on.

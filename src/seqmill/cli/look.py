@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Documents, tokens or packed rows.")],
+    folder: Annotated[Path, typer.Argument(help="Documents, tokens, packed rows or packed sets.")],
     validate: Annotated[
         bool, typer.Option("--validate", help="Read everything and check hashes and invariants.")
     ] = False,
