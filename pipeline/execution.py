@@ -18,12 +18,18 @@ from typing import Any, Protocol
 from seqmill.manifest import MANIFEST, STATE_FOLDER, OutputFile
 from seqmill.storage import (
     FORMAT_VERSION,
+    LOCK,
     fingerprint,
     hash_file,
+    only_writer,
     read_json,
     remove_temporary_files,
     write_json,
 )
+
+# Held while units run, besides the lock of the command on its whole output: a stage may also be called from Python, or
+# its folder be a part of the output of another command.
+UNITS_LOCK = f"{STATE_FOLDER}/{LOCK}"
 
 
 @dataclass(frozen=True)
@@ -118,9 +124,15 @@ def run_units(
         out: the stage's folder.
 
     Raises:
-        UserError: whatever a unit raised as such; units done so far stay done.
+        UserError: whatever a unit raised as such; units done so far stay done. Or another process runs units in `out`.
     """
-    out.mkdir(parents=True, exist_ok=True)
+    with only_writer(out, UNITS_LOCK):
+        return _run_missing(stage, work, units, out, executor, progress)
+
+
+def _run_missing(
+    stage: str, work: WorkFunction, units: Sequence[Unit], out: Path, executor: Executor, progress: Progress
+) -> list[Record]:
     progress.start(stage, len(units))
     published = _published_hashes(out)
     done: dict[str, Record] = {}
@@ -161,9 +173,13 @@ def part_references(folder: Path, manifest: Mapping[str, Any]) -> dict[str, dict
 
 
 def prepare_folder(out: Path) -> None:
-    """Create a stage's folder and clear what a killed writer left in it."""
-    out.mkdir(parents=True, exist_ok=True)
-    remove_temporary_files(out)
+    """Create a stage's folder and clear what a killed writer left in it.
+
+    Raises:
+        UserError: another process runs units in `out`, so that its temporary files are no leftovers.
+    """
+    with only_writer(out, UNITS_LOCK):
+        remove_temporary_files(out)
 
 
 def _key(stage: str, unit: Unit) -> str:

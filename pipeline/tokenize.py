@@ -90,6 +90,7 @@ def tokenize(
         "tokens",
         [file for record in records for file in record.files if file.name.startswith("part-")],
         stage="tokenize",
+        documents=manifest["fingerprint"],
         config=made_with,
         **patching,
         vocab_size=encoder.vocab_size,

@@ -20,8 +20,8 @@ from seqmill.tokenizers_ext import load
 
 Seqmill = Callable[..., Any]
 VERBS = (
-    "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "plan", "train", "generate",
-    "export", "inspect", "bench", "tokenizer", "repeats", "traps",
+    "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "pack-sets", "plan", "train",
+    "generate", "export", "inspect", "trace", "bench", "tokenizer", "repeats", "traps",
 )  # fmt: skip
 SUBVERBS = {
     "tokenizer": ("train", "report"), "repeats": ("histogram", "sample"),
@@ -50,7 +50,7 @@ def one_line_error(done: Any) -> str:
 
 def test_help_names_every_verb(seqmill: Seqmill, tmp_path: Path) -> None:
     done = seqmill("--help", cwd=tmp_path)
-    shown = re.findall(r"^  (\w+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
+    shown = re.findall(r"^  ([\w-]+) ", done.stdout.partition("Commands:")[2], re.MULTILINE)
     assert sorted(shown) == sorted(VERBS)
 
 

@@ -68,15 +68,18 @@ def local_folder(text: str | Path) -> Path:
 
 
 @contextmanager
-def only_writer(folder: Path) -> Iterator[None]:
+def only_writer(folder: Path, lock_name: str = LOCK) -> Iterator[None]:
     """Hold `folder` against other seqmill processes on this machine; a killed process lets go by itself.
+
+    Args:
+        lock_name: of the file in `folder` that is locked.
 
     Raises:
         UserError: another process holds it, or it cannot be created.
     """
     try:
-        folder.mkdir(parents=True, exist_ok=True)
-        lock = (folder / LOCK).open("w")
+        (folder / lock_name).parent.mkdir(parents=True, exist_ok=True)
+        lock = (folder / lock_name).open("w")
     except OSError as error:
         raise as_user_error(error, f"opening {folder} for writing") from error
     with lock:

@@ -1,4 +1,6 @@
-from collections.abc import Callable
+import random
+import shutil
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -8,13 +10,15 @@ import pytest
 
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, open_manifest, write_manifest
-from seqmill.packing import ValidationReport, Violation, validate
+from seqmill.packing import ValidationReport, validate
 from seqmill.packing.schema import hash_rows
-from seqmill.packing.validation import _Shard
+from seqmill.packing.validation.report import Findings
+from seqmill.packing.validation.shards import Shard
 from seqmill.storage import read_arrow, read_json, write_arrow, write_json
 
 LENGTHS = [0, 1, 15, 16, 17, 1600, 3, 3, 3, 40, 0, 31, 8, 8, 2, 5, 100, 7]
 SECOND = "part-00001.arrow"
+BOTH = ("manifest", "totals")  # an edited manifest no longer matches its fingerprint either
 
 
 def kinds(report: ValidationReport) -> set[str]:
@@ -163,9 +167,9 @@ def test_list_offsets_that_do_not_begin_at_zero_are_named(pack: Callable) -> Non
     columns = [moved if name == "input_ids" else batch.column(name) for name in batch.schema.names]
     pack_entry = open_manifest(packed.folder)["pack"]
     for checked, expected in ((batch, []), (pa.record_batch(columns, schema=batch.schema), ["I8"])):
-        violations: list[Violation] = []
-        _Shard("part-00000.arrow", 0, pack_entry, violations, None).check(checked, 0)
-        assert [violation.invariant for violation in violations] == expected
+        findings = Findings()
+        Shard("part-00000.arrow", 0, pack_entry, findings, None).check(checked, 0)
+        assert [violation.invariant for violation in findings.violations] == expected
 
 
 def test_a_missing_shard_is_named(pack: Callable) -> None:
@@ -207,7 +211,7 @@ def test_wrong_totals_are_named(pack: Callable, entry: str) -> None:
     manifest["totals"][entry] += 1
     write_json(packed.folder / "manifest.json", manifest)
     report = validate(packed.folder)
-    assert [(v.invariant, v.file) for v in report.violations] == [("totals", "manifest.json")]
+    assert [(v.invariant, v.file) for v in report.violations] == [(name, "manifest.json") for name in BOTH]
     assert f"{entry} is {manifest['totals'][entry]}" in str(report)
 
 
@@ -217,7 +221,7 @@ def test_a_wrong_drop_record_is_named(pack: Callable, entry: str) -> None:
     manifest = read_json(packed.folder / "manifest.json")
     manifest["drops"][entry] += 1
     write_json(packed.folder / "manifest.json", manifest)
-    assert kinds(validate(packed.folder)) == {"totals"}
+    assert kinds(validate(packed.folder)) == set(BOTH)
 
 
 def test_documents_are_compared_with_the_tokens_folder(pack: Callable) -> None:
@@ -239,5 +243,78 @@ def test_changed_tokens_are_found_by_comparing_with_the_tokens_folder(pack: Call
 def test_folders_that_cannot_be_validated_are_refused(pack: Callable, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"has no manifest\.json"):
         validate(tmp_path)
-    with pytest.raises(UserError, match="holds tokens, but packed rows are validated"):
+    with pytest.raises(UserError, match="holds tokens, but packed are validated"):
         validate(pack([3], 4).corpus.folder)
+
+
+def flipped(folder: Path, count: int) -> Iterator[str]:
+    """Flip one bit after the other, at `count` places of all files and as many of their metadata; put each back."""
+    rng = random.Random(0)
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for number in range(2 * count):
+        path = rng.choice(files)
+        whole = path.read_bytes()
+        place = rng.randrange(len(whole) if number % 2 else min(len(whole), 3000))
+        damaged = bytearray(whole)
+        damaged[place] ^= 1 << rng.randrange(8)
+        path.unlink()  # a new file: the old one may still be mapped
+        path.write_bytes(damaged)
+        yield f"bit of byte {place} of {path.name}"
+        path.unlink()
+        path.write_bytes(whole)
+
+
+def is_noticed(folder: Path) -> bool:
+    try:
+        return not validate(folder).ok
+    except UserError:
+        return True
+
+
+@pytest.mark.parametrize("buckets", [None, (4, "longest", "carry_to_packer")], ids=["rows", "buckets"])
+def test_every_flipped_bit_is_noticed_and_none_crashes(pack: Callable, buckets: tuple[Any, ...] | None) -> None:
+    packed = pack(LENGTHS, 16, buckets=buckets)
+    assert not is_noticed(packed.folder)
+    missed = [place for place in flipped(packed.folder, 60) if not is_noticed(packed.folder)]
+    assert missed == []
+    assert not is_noticed(packed.folder)
+
+
+def test_offsets_far_outside_the_tokens_are_refused_by_arrow_before_anything_follows_them(pack: Callable) -> None:
+    packed = pack(LENGTHS, 16)
+    path = packed.folder / SECOND
+    offsets = read_arrow(path)["input_ids"].chunk(0).offsets.to_numpy()
+    content = bytearray(path.read_bytes())
+    place = content.index(offsets.tobytes()) + 4
+    content[place : place + 4] = (1 << 30).to_bytes(4, "little")
+    path.unlink()
+    path.write_bytes(content)
+    details = [violation.detail for violation in validate(packed.folder).violations]
+    assert any("the file cannot be read" in detail and "offset" in detail for detail in details)
+
+
+def test_a_part_that_the_manifest_does_not_list_is_named(pack: Callable) -> None:
+    packed = pack(LENGTHS, 16)
+    (packed.folder / "part-00007.arrow").touch()
+    (violation,) = validate(packed.folder).violations
+    assert str(violation) == "manifest: part-00007.arrow: the file is not in the manifest (1 in this file)"
+
+
+def test_entries_that_make_no_sense_end_the_checks_of_a_damaged_manifest(pack: Callable) -> None:
+    packed = pack(LENGTHS, 16)
+    manifest = read_json(packed.folder / "manifest.json")
+    manifest["drops"]["dokuments"] = manifest["drops"].pop("documents")
+    write_json(packed.folder / "manifest.json", manifest)
+    assert "an entry that makes no sense: KeyError 'documents'" in str(validate(packed.folder))
+    manifest["files"][0]["raws"] = manifest["files"][0].pop("rows")
+    write_json(packed.folder / "manifest.json", manifest)
+    with pytest.raises(UserError, match=r"does not list its files as seqmill does \(.*'raws'\)"):
+        validate(packed.folder)
+
+
+def test_shards_of_other_settings_are_named(pack: Callable) -> None:
+    """All hashes are right; only the metadata of the file tells that it comes from another run."""
+    packed, other = pack([16] * 20, 16), pack([16] * 20, 16, seed=1)
+    shutil.copy(other.folder / SECOND, packed.folder / SECOND)
+    edit(packed.folder, lambda rows: None)
+    assert "schema" in kinds(validate(packed.folder))

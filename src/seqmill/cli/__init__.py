@@ -12,6 +12,7 @@ from seqmill.cli import (
     models,
     planning,
     repeats,
+    sets,
     stages,
     substrings,
     tokenizer,
@@ -28,7 +29,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-for verbs in (stages, planning, filters, substrings, mixing, models, look):
+for verbs in (stages, sets, planning, filters, substrings, mixing, models, look):
     app.add_typer(verbs.app)
 tokenizer.app.add_typer(tokenizer_report.app)
 app.add_typer(tokenizer.app, name="tokenizer")

@@ -14,7 +14,7 @@ app = typer.Typer()
 
 @app.command()
 def inspect(
-    folder: Annotated[Path, typer.Argument(help="Documents, tokens or packed rows.")],
+    folder: Annotated[Path, typer.Argument(help="Documents, tokens, packed rows or packed sets.")],
     validate: Annotated[
         bool, typer.Option("--validate", help="Read everything and check hashes and invariants.")
     ] = False,
@@ -27,6 +27,30 @@ def inspect(
     print_figures(figures["kind"], {**figures, **({"faults": faults} if validate else {})}, as_json)
     if faults:
         sys.exit(1)
+
+
+@app.command()
+def trace(
+    packed: Annotated[Path, typer.Argument(help="A packed folder.")],
+    what: Annotated[
+        str, typer.Argument(metavar="ROW|DOC", help="row:17, doc:FILE:ROW, doc:DOC_ID, or id:NAME of the user's ids.")
+    ],
+    tokens: Annotated[
+        Path | None, typer.Option(help="The tokens that were packed; default: found beside PACKED.")
+    ] = None,
+    documents: Annotated[
+        Path | None, typer.Option(help="The documents that were tokenized; default: found beside them.")
+    ] = None,
+    tokenizer: Annotated[Path | None, typer.Option(help="Default: the one in PACKED.")] = None,
+    full: Annotated[bool, typer.Option("--full", help="Show texts whole.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Follow a packed row back to its documents, bytes and text; or a document to its rows."""
+    from seqmill.pipeline.tracing import Sources, Target, lines_of
+    from seqmill.pipeline.tracing import trace as trace_target
+
+    found = trace_target(packed, Target.of(what), Sources(tokens, documents, tokenizer))
+    print(json.dumps(found) if as_json else "\n".join(lines_of(found, full)))
 
 
 @app.command()

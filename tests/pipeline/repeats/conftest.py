@@ -38,15 +38,16 @@ def write_tokens(tmp_path: Path) -> WriteTokens:
                 **more,
             }
         )
-        schema = with_metadata(table.schema, "tokens", tokenizer="t", vocab_size=257, append_eos=True)
+        save_byte(folder / TOKENIZER_FOLDER)
+        encoder = load(folder / TOKENIZER_FOLDER)
+        made_with = {"tokenizer": encoder.fingerprint, "vocab_size": encoder.vocab_size, "append_eos": True}
+        schema = with_metadata(table.schema, "tokens", **made_with)
         outputs = []
         edges = np.linspace(0, len(lengths), files + 1).astype(int).tolist()
         for number, (first, last) in enumerate(pairwise(edges)):
             name = f"part-{number:05d}.arrow"
             batches = table.slice(first, last - first).cast(schema).to_batches(max_chunksize=7)
             outputs.append(OutputFile.of(folder, name, write_arrow(folder / name, schema, batches)))
-        save_byte(folder / TOKENIZER_FOLDER)
-        encoder = load(folder / TOKENIZER_FOLDER)
         totals = {"documents": len(lengths), "bytes": sum(table["num_bytes"].to_pylist()), "tokens": sum(lengths)}
         write_manifest(
             folder,
