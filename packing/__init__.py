@@ -34,7 +34,7 @@ from seqmill.packing.validation import ValidationReport, Violation, validate
 from seqmill.packing.write import write_rows
 
 if TYPE_CHECKING:
-    from seqmill.packing.dataset import PackedDataset
+    from seqmill.packing.dataset import PackedDataset, PackedRowDataset, join_rows
 
 __all__ = [
     "BucketSchedule",
@@ -42,6 +42,7 @@ __all__ = [
     "CostModel",
     "PackPlan",
     "PackedDataset",
+    "PackedRowDataset",
     "PackedRows",
     "PlanSettings",
     "RowSizes",
@@ -53,6 +54,7 @@ __all__ = [
     "architecture_costs",
     "decompose",
     "fit_costs",
+    "join_rows",
     "load_plan",
     "load_schedule",
     "load_step_plan",
@@ -74,8 +76,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name == "PackedDataset":
-        from seqmill.packing.dataset import PackedDataset
+    if name in ("PackedDataset", "PackedRowDataset", "join_rows"):
+        from seqmill.packing import dataset
 
-        return PackedDataset
+        return getattr(dataset, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
