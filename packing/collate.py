@@ -18,8 +18,7 @@ Pads are never part of a document: they have the target -100, positions of their
 """
 
 from collections.abc import Callable, Mapping
-from types import MappingProxyType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from torch import Tensor
@@ -194,17 +193,15 @@ def pad_segments(batch: Batch, multiple: int, pad_id: int = 0) -> dict[str, Any]
 
 
 Collator = Callable[..., dict[str, Any]]
-COLLATORS: Mapping[str, Collator] = MappingProxyType(
-    {
-        "varlen": varlen,
-        "flash": flash,
-        "flex": flex,
-        "hf_padding_free": hf_padding_free,
-        "padded": padded,
-        "pad_to_multiple": pad_to_multiple,
-        "pad_segments": pad_segments,
-    }
-)
+COLLATORS: Final[dict[str, Collator]] = {
+    "varlen": varlen,
+    "flash": flash,
+    "flex": flex,
+    "hf_padding_free": hf_padding_free,
+    "padded": padded,
+    "pad_to_multiple": pad_to_multiple,
+    "pad_segments": pad_segments,
+}
 
 
 def _segment_of_tokens(bounds: Tensor) -> Tensor:

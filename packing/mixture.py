@@ -263,23 +263,21 @@ def _epoch_keys(seed: int, epoch: int) -> npt.NDArray[np.uint64]:
 def _merge(parts: list[tuple[int, Step]]) -> Batch:
     """One batch of the parts of a step, each with the number of its source."""
     steps = [step for _, step in parts]
-    filled = [step for step in steps if step.row_ids.size] or steps[:1]
-    block = filled[0].ids_targets_positions
-    if len(filled) > 1:
-        block = np.concatenate([step.ids_targets_positions for step in filled], axis=1)
-    input_ids, targets, position_ids = torch.from_numpy(block).unbind()
-    segments = [step.cu_seqlens.size - 1 for step in steps]
     numbers = np.array([number for number, _ in parts])
+    blocks = [step.ids_targets_positions for step in steps]
+    input_ids, targets, position_ids = torch.from_numpy(np.concatenate(blocks, axis=1) if blocks[1:] else blocks[0])
+    rows = np.array([len(step.row_ids) for step in steps])
+    segments = np.array([len(step.cu_seqlens) - 1 for step in steps])
     batch: Batch = {
         "input_ids": input_ids,
         "targets": targets,
         "position_ids": position_ids,
-        "cu_seqlens": torch.from_numpy(_join_bounds([step.cu_seqlens for step in filled])),
-        "max_seqlen": max(step.max_seqlen for step in steps),
-        "n_loss_tokens": sum(step.n_loss_tokens for step in steps),
-        "global_loss_tokens": sum(step.global_loss_tokens for step in steps),
+        "cu_seqlens": torch.from_numpy(_join_bounds([step.cu_seqlens for step in steps])),
+        "max_seqlen": max([step.max_seqlen for step in steps]),
+        "n_loss_tokens": sum([step.n_loss_tokens for step in steps]),
+        "global_loss_tokens": sum([step.global_loss_tokens for step in steps]),
         "row_ids": torch.from_numpy(np.concatenate([step.row_ids for step in steps])),
-        "row_source": torch.from_numpy(np.repeat(numbers, [step.row_ids.size for step in steps])),
+        "row_source": torch.from_numpy(np.repeat(numbers, rows)),
         "source": torch.from_numpy(np.repeat(numbers, segments)),
     }
     if any(step.is_repeat is not None for step in steps):
@@ -293,8 +291,8 @@ def _merge(parts: list[tuple[int, Step]]) -> Batch:
 
 def _join_bounds(bounds: list[npt.NDArray[np.int32]]) -> npt.NDArray[np.int32]:
     """Segment bounds of batches as those of one batch: each batch begins where the one before it ends."""
-    joined, base = bounds[:1], bounds[0][-1]
+    joined, base = bounds[:1], int(bounds[0][-1])
     for cu_seqlens in bounds[1:]:
-        joined.append(cu_seqlens[1:] + base)
-        base += cu_seqlens[-1]
+        joined.append(cu_seqlens[1:] + np.int32(base))
+        base += int(cu_seqlens[-1])
     return np.concatenate(joined)

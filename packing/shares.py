@@ -25,10 +25,10 @@ import numpy.typing as npt
 from numba import njit
 
 from seqmill.errors import UserError
-from seqmill.packing.permutation import permute, round_keys
+from seqmill.packing.permutation import keyed_number, permute, round_keys
 
 MOST_BLOCK_ROWS: Final = 1 << 20  # a block's order is held in memory, and made anew after a resume: 20 milliseconds
-_CHUNK: Final = 256  # rows of a block that are counted again for every step
+_CHUNK: Final = 256  # rows: small blocks are made together up to so many, and of large ones so many counted again
 
 Int64s = npt.NDArray[np.int64]
 
@@ -48,7 +48,6 @@ def exact_weights(weights: Sequence[float]) -> tuple[int, ...]:
     return tuple(number // math.gcd(*whole) for number in whole)
 
 
-@lru_cache(maxsize=8)  # a block ends where the next one begins
 def apportion(weights: tuple[int, ...], rows: int) -> tuple[int, ...]:
     """Divide `rows` by largest remainder; of equal remainders, the first ones are rounded up."""
     total = sum(weights)
@@ -72,49 +71,62 @@ class Shares:
         Args:
             rows: all of one block, or its end.
         """
-        block = rows[0] // self.block_rows
-        order, before = _block(self, block)
-        return _count(order, before, np.array(rows) - block * self.block_rows).tolist()
+        begin, order, before = _blocks(self, rows[0] // self._cached_rows)
+        return _count(order, before, np.array(rows) - begin).tolist()
 
     def rows_until(self, source: int, count: int) -> int:
         """The least number of rows of the mixture that have `count` rows of a source, 1 <= count."""
         most_blocks = -(-(count + 1) * sum(self.weights) // (self.weights[source] * self.block_rows))
         borders = range(0, (most_blocks + 1) * self.block_rows, self.block_rows)
         block = bisect_left(borders, count, key=lambda rows: apportion(self.weights, rows)[source]) - 1
-        earlier = apportion(self.weights, borders[block])[source]
-        places = np.flatnonzero(_block(self, block)[0] == source)
-        return borders[block] + int(places[count - earlier - 1]) + 1
+        begin, order, before = _blocks(self, borders[block] // self._cached_rows)
+        places = np.flatnonzero(order == source)
+        return begin + int(places[count - int(before[0, source]) - 1]) + 1
+
+    @property
+    def _cached_rows(self) -> int:
+        """Rows of as many blocks as are worth making together."""
+        return max(1, _CHUNK // self.block_rows) * self.block_rows
 
 
 @lru_cache(maxsize=4)  # steps read one block after another
-def _block(shares: Shares, block: int) -> tuple[npt.NDArray[np.int16], Int64s]:
-    """The source of every row of a block, int16[block_rows]; rows of each before a chunk, int64[chunks, sources]."""
-    begin, end = (apportion(shares.weights, edge * shares.block_rows) for edge in (block, block + 1))
-    return _mix(np.array(begin), np.array(end), round_keys("mixture", shares.seed, block))
+def _blocks(shares: Shares, number: int) -> tuple[int, npt.NDArray[np.int16], Int64s]:
+    """The `number`-th group of blocks: its first row; the source of every row, int16[rows]; and how many rows of each
+    source come before every _CHUNK-th row of them, int64[chunks, sources].
+    """
+    begin = number * shares._cached_rows
+    rows = range(begin, begin + shares._cached_rows + 1, shares.block_rows)
+    borders = np.array([apportion(shares.weights, row) for row in rows])
+    return begin, *_mix(borders, begin // shares.block_rows, round_keys("mixture", shares.seed))
 
 
 @njit(cache=True, nogil=True)
-def _mix(begin: Int64s, end: Int64s, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int16], Int64s]:
-    """`_block`, from how many rows of each source come before the block and before its end."""
-    rows, sources = (end - begin).sum(), begin.size
-    sorted_sources = np.repeat(np.arange(sources), end - begin)
-    order = np.empty(rows, np.int16)
-    before = np.empty((rows // _CHUNK + 1, sources), np.int64)
-    counts = begin.copy()
-    for row in range(rows):
-        if row % _CHUNK == 0:
-            before[row // _CHUNK] = counts
-        source = sorted_sources[permute(row, rows, keys)]
-        order[row] = source
-        counts[source] += 1
-    if rows % _CHUNK == 0:
-        before[rows // _CHUNK] = counts
+def _mix(borders: Int64s, first_block: int, keys: npt.NDArray[np.uint64]) -> tuple[npt.NDArray[np.int16], Int64s]:
+    """The order and the counts of `_blocks`, from how many rows of each source come before every block."""
+    blocks, sources = borders.shape[0] - 1, borders.shape[1]
+    block_rows = (borders[1] - borders[0]).sum()
+    order = np.empty(blocks * block_rows, np.int16)
+    before = np.empty((order.size // _CHUNK + 1, sources), np.int64)
+    counts = borders[0].copy()
+    block_keys = np.empty_like(keys)
+    for block in range(blocks):
+        for number in range(keys.size):
+            block_keys[number] = keyed_number(first_block + block, number, keys)
+        sorted_sources = np.repeat(np.arange(sources), borders[block + 1] - borders[block])
+        for place in range(block_rows):
+            row = block * block_rows + place
+            if row % _CHUNK == 0:
+                before[row // _CHUNK] = counts
+            order[row] = sorted_sources[permute(place, block_rows, block_keys)]
+            counts[order[row]] += 1
+    if order.size % _CHUNK == 0:
+        before[-1] = counts
     return order, before
 
 
 @njit(cache=True, nogil=True)
 def _count(order: npt.NDArray[np.int16], before: Int64s, rows: Int64s) -> Int64s:
-    """Rows of each source before each of `rows`, which count from the block's begin: int64[sources, rows.size]."""
+    """Rows of each source before each of `rows`, which count from the begin of `order`: int64[sources, rows.size]."""
     counts = np.empty((before.shape[1], rows.size), np.int64)
     for place in range(rows.size):
         chunk = rows[place] // _CHUNK

@@ -249,6 +249,7 @@ def test_segments_can_be_padded_each(batch: Batch, multiple: int) -> None:
         assert positions.tolist() == list(range(room))
 
 
+@pytest.mark.filterwarnings("ignore:flex_attention called without torch.compile")  # which takes a minute
 @pytest.mark.parametrize("multiple", [1, 128])
 def test_flex_attention_keeps_documents_apart(batch: Batch, multiple: int) -> None:
     from torch.nn.attention.flex_attention import flex_attention

@@ -175,7 +175,7 @@ def test_a_rank_without_rows_gets_an_empty_batch(folders: Folders) -> None:
     assert batch["global_loss_tokens"] > 0
 
 
-@pytest.mark.parametrize("workers", [1, 4])
+@pytest.mark.parametrize("workers", [0, 1, 4])
 def test_workers_only_prefetch(folders: Folders, workers: int) -> None:
     """Also after a resume at a step that is no multiple of the number of workers."""
     dataset = MixedDataset(folders, WEIGHTS, batch_rows=6, stop="all_exhausted", rank=1, world_size=2)

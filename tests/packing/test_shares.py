@@ -3,7 +3,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqmill.errors import UserError
@@ -53,6 +53,7 @@ def test_blocks_hold_what_carrying_the_rounding_errors_gives_them(weights: list[
             assert abs(count - Fraction(weight * rows, sum(weights))) < 1
 
 
+@settings(max_examples=40)
 @given(WEIGHTS, st.integers(0, 5), st.integers(0, 2**63 - 1))
 def test_every_row_has_one_source_and_every_block_its_counts(weights: list[int], extra: int, seed: int) -> None:
     block_rows = -(-sum(weights) // min(weights)) + extra
