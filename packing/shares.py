@@ -27,7 +27,7 @@ from numba import njit
 from seqmill.errors import UserError
 from seqmill.packing.permutation import keyed_number, permute, round_keys
 
-MOST_BLOCK_ROWS: Final = 1 << 20  # a block's order is held in memory, and made anew after a resume: 20 milliseconds
+MOST_BLOCK_ROWS: Final = 1 << 20  # a block's order is held in memory, and made anew after a resume: half a second
 _CHUNK: Final = 256  # rows: small blocks are made together up to so many, and of large ones so many counted again
 
 Int64s = npt.NDArray[np.int64]
