@@ -8,7 +8,8 @@ source is the k-th of its own order, epoch after epoch. So, as for one folder, a
     read                                                        web 42 to 48, code 14 to 16 of their own orders
 """
 
-from collections.abc import Iterator, Mapping
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -20,6 +21,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 
 from seqmill.errors import UserError
 from seqmill.packing.dataset import Batch, PackedDataset
+from seqmill.packing.handover import StepBatch, register
 from seqmill.packing.permutation import round_keys
 from seqmill.packing.rows import PackedRows, Step
 from seqmill.packing.shares import MOST_BLOCK_ROWS, Shares, exact_weights
@@ -106,6 +108,8 @@ class MixedDataset(IterableDataset[Batch]):
         self._last_row = self._end()
         self._first_step = 0  # where the next iterator begins
         self._next_step = 0  # where the latest iterator is
+        self._name, self._process = os.urandom(8).hex(), os.getpid()
+        register(self._name, self)
 
     def _end(self) -> int | None:
         """Rows of the whole run, over all ranks."""
@@ -126,17 +130,30 @@ class MixedDataset(IterableDataset[Batch]):
         while self._last_row is None or step < len(self):
             batch = self.batch_at(step)
             self._next_step = step + workers
-            yield batch
+            yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
             step += workers
 
     def batch_at(self, step: int) -> Batch:
         """This rank's item of a global step; the cost does not depend on the step."""
+        return self._make(step, verify=True)
+
+    def make(self, step: int) -> Batch:
+        """As `batch_at`, for a step that a worker has had, and whose rows it has checked."""
+        return self._make(step, verify=False)
+
+    def definition(self) -> tuple[Any, ...]:
+        """What a batch depends on, beside the sources and its step."""
+        return self.rank, self.world_size, self.seed, self.batch_rows, self.block_rows, self.stop, self.weights
+
+    def _make(self, step: int, verify: bool) -> Batch:
         begin = step * self.batch_rows
         end = begin + self.batch_rows if self._last_row is None else min(begin + self.batch_rows, self._last_row)
         mine = [begin + (end - begin) * rank // self.world_size for rank in (self.rank, self.rank + 1)]
         places = self._shares.before([begin, *mine, end])
         parts = [
-            (number, part) for number, bounds in enumerate(places) for part in _read(self.sources[number], *bounds)
+            (number, part)
+            for number, bounds in enumerate(places)
+            for part in _read(self.sources[number], bounds, verify)
         ]
         return {**_merge(parts), "step": step}
 
@@ -191,6 +208,12 @@ class MixedDataset(IterableDataset[Batch]):
             raise UserError(f"the state of the mixture is at step {state['step']}; pass what state_dict() gave")
         self._first_step = self._next_step = state["step"]
 
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        if self._process == os.getpid():  # a copy in one process may go its own way
+            self._name = os.urandom(8).hex()
+        register(self._name, self)
+
 
 def _rows_of(source: PackedDataset) -> PackedRows:
     """The stored rows that a dataset reads."""
@@ -205,6 +228,12 @@ def _check_alike(names: tuple[str, ...], sources: tuple[PackedDataset, ...]) -> 
     """Whether rows of these sources can stand in one batch."""
     packs = [_rows_of(source).manifest["pack"] for source in sources]
     for name, source, pack in zip(names, sources, packs, strict=True):
+        for option in ("plan", "shuffle_shards"):
+            if getattr(source, option) is not None:
+                raise UserError(
+                    f"{name} ({source.path}) is opened with {option}, but a mixture shuffles all rows of a source "
+                    "among themselves; open it without"
+                )
         if pack.get("buckets"):
             raise UserError(
                 f"{name} ({source.path}) has buckets: rows of several lengths, so that shares of rows would not be "
@@ -239,16 +268,21 @@ def _block_rows(names: tuple[str, ...], weights: tuple[int, ...], batch_rows: in
     return block_rows
 
 
-def _read(source: PackedDataset, begin: int, mine_begin: int, mine_end: int, end: int) -> Iterator[Step]:
-    """Rows begin to end of a source's endless order, of which mine_begin to mine_end are read, a part per epoch."""
+def _read(source: PackedDataset, bounds: Sequence[int], verify: bool) -> Iterator[Step]:
+    """Rows of a source's endless order, a part per epoch.
+
+    Args:
+        bounds: where the rows of all ranks begin; where this one's begin and end; where those of all end.
+    """
+    begin, *mine_bounds, end = bounds
     rows = _rows_of(source)
     while begin < end:
         epoch, within = divmod(begin, rows.rows)
         start = begin - within
         last = min(end - start, rows.rows)
-        mine = slice(*(min(max(place - start, within), last) for place in (mine_begin, mine_end)))
+        mine = slice(*(min(max(place - start, within), last) for place in mine_bounds))
         part = rows.step(within, last, mine, _epoch_keys(source.seed, epoch) if source.shuffle else None)
-        if source.verify:
+        if verify and source.verify:
             rows.verify(part.row_ids)
         yield part
         begin = start + last

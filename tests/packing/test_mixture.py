@@ -334,6 +334,11 @@ def test_impossible_arguments_are_refused(folders: Folders, options: Batch, mess
         MixedDataset(folders, **{"weights": WEIGHTS, **options})
 
 
+def test_a_source_with_an_order_that_cannot_be_mixed_is_refused(folders: Folders) -> None:
+    with pytest.raises(UserError, match=r"web \(.*\) is opened with shuffle_shards"):
+        MixedDataset({**folders, "web": PackedDataset(folders["web"], shuffle_shards=1)}, WEIGHTS)
+
+
 def test_a_mixture_of_nothing_is_refused() -> None:
     with pytest.raises(UserError, match="has sources"):
         MixedDataset({}, {})
