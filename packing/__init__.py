@@ -14,9 +14,13 @@ the finished rows among ranks by what they cost (costs, planner, simulation).
     for batch in seqmill.packing.PackedDataset("packed", batch_rows=8):
         ...
 
-Importing this package does not import torch; `PackedDataset` does, when it is first used.
+`MixedDataset` reads several folders in exact proportions, and `COLLATORS` has what makes batches into the arguments of
+varlen attention, FlexAttention and transformers.
+
+Importing this package does not import torch; `PackedDataset`, `MixedDataset` and `COLLATORS` do, when first used.
 """
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from seqmill.packing.buckets import Buckets
@@ -34,14 +38,19 @@ from seqmill.packing.validation import ValidationReport, Violation, validate
 from seqmill.packing.write import write_rows
 
 if TYPE_CHECKING:
-    from seqmill.packing.dataset import PackedDataset
+    from seqmill.packing.collate import COLLATORS
+    from seqmill.packing.dataset import PackedDataset, PackedRowDataset, join_rows
+    from seqmill.packing.mixture import MixedDataset
 
 __all__ = [
+    "COLLATORS",
     "BucketSchedule",
     "Buckets",
     "CostModel",
+    "MixedDataset",
     "PackPlan",
     "PackedDataset",
+    "PackedRowDataset",
     "PackedRows",
     "PlanSettings",
     "RowSizes",
@@ -53,6 +62,7 @@ __all__ = [
     "architecture_costs",
     "decompose",
     "fit_costs",
+    "join_rows",
     "load_plan",
     "load_schedule",
     "load_step_plan",
@@ -73,9 +83,16 @@ __all__ = [
 ]
 
 
-def __getattr__(name: str) -> Any:
-    if name == "PackedDataset":
-        from seqmill.packing.dataset import PackedDataset
+_NEED_TORCH = {  # and their modules
+    "COLLATORS": "collate",
+    "MixedDataset": "mixture",
+    "PackedDataset": "dataset",
+    "PackedRowDataset": "dataset",
+    "join_rows": "dataset",
+}
 
-        return PackedDataset
+
+def __getattr__(name: str) -> Any:
+    if name in _NEED_TORCH:
+        return getattr(import_module(f"{__name__}.{_NEED_TORCH[name]}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,30 +1,34 @@
 """Packed rows as torch batches, in an order that ranks, workers and restarts cannot change.
 
-The global order comes first: each epoch is a keyed permutation of the row numbers (seqmill.packing.permutation: no
-table, constant time per position), and global step t is its positions t * batch_rows to (t + 1) * batch_rows. Only
-then is a step divided: rank r reads a contiguous part of it, worker w of n reads steps w, w + n, ... of its rank.
-A position is therefore one integer, the global step, and means the same for any number of ranks and workers.
+The global order comes first: the rows of global step t over all ranks (seqmill.packing.order: a keyed permutation
+without a table, in blocks of shards where these are far away, or a plan). Only then is a step divided: rank r reads a
+contiguous part of it, or what the plan says; worker w of n reads steps w, w + n, ... of its rank. A position is
+therefore one integer, the global step, and means the same for any number of ranks and workers.
 
-With a bucket schedule (seqmill.packing.curriculum) a step reads rows of one bucket, which are permuted among
-themselves; all else is the same.
+All ranks draw from the same block of shards, so that each knows the targets of the others' rows. The price: every
+machine reads every shard once per epoch.
 """
 
 import json
-from collections.abc import Iterator
-from functools import lru_cache
+import os
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
+from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
 from seqmill.errors import UserError
 from seqmill.packing.buckets import Buckets
-from seqmill.packing.curriculum import BucketSchedule, Positions
-from seqmill.packing.permutation import round_keys
+from seqmill.packing.curriculum import BucketSchedule
+from seqmill.packing.handover import StepBatch, register
+from seqmill.packing.order import PlannedOrder, PlannedRows, ShuffledOrder, Use, check_plan
 from seqmill.packing.rows import PackedRows, Step
+from seqmill.packing.step_plan import StepPlan, load_step_plan
+
+BATCH_ROWS = 8  # rows per global step, where nothing else tells
+_STEPS_AHEAD = 2  # that every worker of a DataLoader may have made before they are asked for: its prefetch_factor
 
 Batch = dict[str, Any]
 
@@ -46,8 +50,18 @@ class PackedDataset(IterableDataset[Batch]):
         step                int, counted from 0 over all epochs
         is_repeat           bool[n], per segment; only where the packed rows have this column
 
+    and with a step plan, for micro-batches that begin at the same time on all ranks:
+
+        slots               int32[s + 1], where each slot begins, in tokens, from 0 to T; s is the same for all ranks,
+                            and slots for which this rank has no row are empty
+        slot_ranks          int32[s, 2], the first of the ranks that share the slot's row, and how many they are; every
+                            one of them gets the whole row, and global_loss_tokens counts it once
+
     For worker processes use `DataLoader(dataset, batch_size=None, num_workers=n)`. They have copies of the dataset:
     the one in the main process does not see how far they are, so take the state with `state_at(batch["step"] + 1)`.
+
+    Their batches travel as numbers and are made in the main process (seqmill.packing.handover), so a `collate_fn` that
+    changes a batch does so by torch, by setting entries, or in a new dictionary; not through numpy.
 
     Every `iter()` begins at the loaded state, or at the beginning where none was loaded.
     """
@@ -56,33 +70,44 @@ class PackedDataset(IterableDataset[Batch]):
         self,
         path: str | Path,
         *,
-        batch_rows: int = 8,
+        batch_rows: int | None = None,
         seed: int = 0,
         rank: int = 0,
         world_size: int = 1,
         epochs: int | None = 1,
         shuffle: bool = True,
+        shuffle_shards: int | None = None,
         verify: bool = False,
         schedule: BucketSchedule | None = None,
+        plan: StepPlan | str | Path | None = None,
+        cache: str | Path | None = None,
+        cache_bytes: int | None = None,
     ) -> None:
         """Open a finished packed folder.
 
         Args:
-            batch_rows: rows per global step, over all ranks; with a schedule, that tells.
+            path: of the folder, or a URL that fsspec can open.
+            batch_rows: rows per global step, over all ranks, 8 by default; a schedule or a plan has its own.
             seed: of the order of the rows; every epoch has its own order.
             epochs: passes over the data, or None for no end.
-            shuffle: False reads the rows in stored order in every epoch.
+            shuffle: False reads the rows in stored order in every epoch, or the steps of a plan as planned.
+            shuffle_shards: shuffle blocks of this many shards (see seqmill.packing.order), so that only two blocks
+                need to be here; None shuffles all rows among themselves.
             verify: compare every row with its hash when it is read.
             schedule: the bucket of every step of an epoch, for a folder with buckets:
                 `load_schedule(folder / "schedule.arrow")`, or another one by `make_schedule`.
+            plan: who reads what in every step of an epoch: what `plan_steps` gave, or the file of `seqmill plan`.
+                The steps of later epochs are the same ones in another order.
+            cache: a local folder for copies of the shards, which other ranks and datasets may use too. A URL needs it;
+                for a path it helps where reading is slow.
+            cache_bytes: that the cache may hold; None for no limit.
 
         Raises:
-            UserError: the folder cannot be read, an argument is out of its range, the schedule is of other rows, or
-                its steps cannot be divided evenly among the ranks.
+            UserError: the folder cannot be read, an argument is out of its range or excludes another, the schedule or
+                the plan is of other rows or of another number of ranks, or the cache is too small.
         """
         super().__init__()
-        self.path = Path(path)
-        self.batch_rows = _at_least_one("batch_rows", batch_rows)
+        self.path = path if "://" in str(path) else Path(path)
         self.world_size = _at_least_one("world_size", world_size)
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks; ranks count from 0 to world_size - 1")
@@ -90,25 +115,77 @@ class PackedDataset(IterableDataset[Batch]):
         self.epochs = None if epochs is None else _at_least_one("epochs", epochs)
         self.seed = seed
         self.shuffle = shuffle
+        self.shuffle_shards = None if shuffle_shards is None else _at_least_one("shuffle_shards", shuffle_shards)
+        if shuffle_shards is not None and not shuffle:
+            raise UserError(f"shuffle_shards is {shuffle_shards}, but shuffle is False; leave one of them out")
         self.verify = verify
-        self._rows = PackedRows(self.path)
+        self.batch_rows = _at_least_one("batch_rows", BATCH_ROWS if batch_rows is None else batch_rows)
+        self._rows = PackedRows(path, cache, None if cache_bytes is None else _at_least_one("cache_bytes", cache_bytes))
         if not self._rows.rows:
             raise UserError(f"{self.path} has no rows; there is nothing to train on, look at its drops in the manifest")
         self.schedule = schedule
         if schedule is not None:
             _check_schedule(schedule, self._rows, world_size)
+        self.plan = load_step_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+        if self.plan is not None:
+            others = {"batch_rows": batch_rows, "schedule": schedule, "shuffle_shards": shuffle_shards}
+            given = [name for name, value in others.items() if value is not None]
+            if given:
+                raise UserError(
+                    f"{given[0]} is given together with a plan, which tells the rows of every step; omit it"
+                )
+            check_plan(self.plan, self._rows.fingerprint, self._rows.rows, world_size, self.path)
+        self._order = self._make_order()
+        self._check_cache()
+        self._in_use: dict[int, Use] = {}  # by region
         self._first_step = 0  # where the next iterator begins
         self._next_step = 0  # where the latest iterator is
+        self._name, self._process = os.urandom(8).hex(), os.getpid()
+        register(self._name, self)
+
+    def _make_order(self) -> ShuffledOrder | PlannedOrder:
+        if self.plan is not None:
+            return PlannedOrder(self.plan, self.seed, self.shuffle)
+        bounds = tuple(self._rows.first_rows.tolist())
+        return ShuffledOrder(bounds, self.batch_rows, self.seed, self.shuffle, self.shuffle_shards, self.schedule)
+
+    def _check_cache(self, steps: int = 1) -> None:
+        """Whether the shards that are in use at one time, by this many steps, have room.
+
+        Raises:
+            UserError: they have not.
+        """
+        limit = self._rows.cache.limit if self._rows.cache else None
+        if limit is None:
+            return
+        sizes = np.array([file["bytes"] for file in self._rows.manifest["files"]], np.int64)
+        needed = self._order.most_bytes(sizes, steps) if isinstance(self._order, ShuffledOrder) else int(sizes.sum())
+        if needed <= limit:
+            return
+        blocks = "the step plan reads rows of any shard" if self.plan else "all rows are shuffled among themselves"
+        if self.shuffle_shards:
+            blocks = f"blocks of {self.shuffle_shards} shards, the current and the next one"
+        elif not self.shuffle:
+            blocks = "the current shards and the next ones"
+        way_out = {None: "set shuffle_shards to read block by block", 1: "pack with a smaller shard_tokens"}
+        fewer = way_out.get(self.shuffle_shards if self.shuffle else 1, "choose a smaller shuffle_shards")
+        if steps > 1:
+            blocks = f"{steps} steps that workers have begun reach over several blocks"
+            fewer = "fewer workers"
+        raise UserError(
+            f"cache_bytes is {limit}, but {needed} bytes of shards are in use at one time ({blocks}); choose a "
+            f"cache_bytes of {needed} or more, or {'leave out the plan' if self.plan else fewer}"
+        )
 
     def __len__(self) -> int:
         """Steps per epoch."""
-        if self.schedule is not None:
-            return self.schedule.steps
-        return -(-self._rows.rows // self.batch_rows)
+        return self._order.steps
 
     def __iter__(self) -> Iterator[Batch]:
         worker = get_worker_info()
         workers, offset = (worker.num_workers, worker.id) if worker else (1, 0)
+        if worker:
+            self._check_cache(_STEPS_AHEAD * workers + 1)
         self._next_step = self._first_step
         end = None if self.epochs is None else self.epochs * len(self)
         # Worker w of n gives every n-th item of the loader: counting from the first step keeps the order at a resume.
@@ -116,50 +193,51 @@ class PackedDataset(IterableDataset[Batch]):
         while end is None or step < end:
             batch = self.batch_at(step)
             self._next_step = step + workers
-            yield batch
+            yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
             step += workers
 
     def batch_at(self, step: int) -> Batch:
         """This rank's item of a global step, in constant time."""
-        epoch, within = divmod(step, len(self))
-        first, last, begin, end = self._positions(within)
-        mine = slice(
-            begin + (end - begin) * self.rank // self.world_size,
-            begin + (end - begin) * (self.rank + 1) // self.world_size,
-        )
-        keys = _epoch_keys(self.seed, epoch, first) if self.shuffle else None
-        return {**self._batch(self._rows.step(begin, end, mine, keys, (first, last))), "step": step}
+        batch = self._make(step, self._rows.hold)
+        if self.verify:
+            self._rows.verify(batch["row_ids"].numpy())
+        return batch
 
-    def _positions(self, within: int) -> Positions:
-        """The rows of a step of an epoch, over all ranks."""
-        if self.schedule is not None:
-            return self.schedule.positions(within)
-        begin = within * self.batch_rows
-        return Positions(0, self._rows.rows, begin, min(begin + self.batch_rows, self._rows.rows))
+    def make(self, step: int) -> Batch:
+        """As `batch_at`, for a step that a worker has had: its rows are checked, and the next shards on their way."""
+        return self._make(step, lambda now, ahead: self._rows.hold(now, ()))
+
+    def _make(self, step: int, hold: Callable[[Iterable[int], Iterable[int]], None]) -> Batch:
+        epoch, within = divmod(step, len(self))
+        if isinstance(self._order, PlannedOrder):
+            planned = self._order.rows(epoch, within, self.rank)
+            read = self._rows.read(planned.mine, planned.all)
+            return {**_batch(read), **_slots(planned, read, self.rank), "step": step}
+        if self._rows.cache is not None:
+            self._prepare(epoch, within, hold)
+        all_rows = self._order.rows(epoch, within)
+        begin = len(all_rows) * self.rank // self.world_size
+        end = len(all_rows) * (self.rank + 1) // self.world_size
+        batch = _batch(self._rows.read(all_rows[begin:end], all_rows))
+        batch["step"] = step
+        return batch
+
+    def definition(self) -> tuple[Any, ...]:
+        """What a batch depends on, beside the contents of the folder and its step."""
+        return self.rank, self.world_size, self.seed, self.batch_rows, self.shuffle, self.shuffle_shards
+
+    def _prepare(self, epoch: int, within: int, hold: Callable[[Iterable[int], Iterable[int]], None]) -> None:
+        """Have the shards of the current blocks here, and then those of the next ones."""
+        assert isinstance(self._order, ShuffledOrder)
+        use = self._order.use(epoch, within)
+        if self._in_use.get(use.region) != use:
+            self._in_use[use.region] = use
+            uses = [use, *(other for region, other in self._in_use.items() if region != use.region)]
+            hold((n for one in uses for n in one.now), (n for one in uses for n in one.ahead))
 
     def row(self, index: int) -> Batch:
         """One row by its id: the entries of a batch but for "step", with doc_id and doc_offset int64[n]."""
-        if not 0 <= index < self._rows.rows:
-            raise IndexError(f"row {index} of a dataset of {self._rows.rows} rows")
-        stored = self._rows.row(index)
-        provenance = {name: torch.from_numpy(stored[name].astype(np.int64)) for name in ("doc_id", "doc_offset")}
-        return {**self._batch(self._rows.step(index, index + 1, slice(index, index + 1))), **provenance}
-
-    def _batch(self, step: Step) -> Batch:
-        if self.verify:
-            self._rows.verify(step.row_ids)
-        input_ids, targets, position_ids = torch.from_numpy(step.ids_targets_positions).unbind()
-        return {
-            "input_ids": input_ids,
-            "targets": targets,
-            "position_ids": position_ids,
-            "cu_seqlens": torch.from_numpy(step.cu_seqlens),
-            "max_seqlen": step.max_seqlen,
-            "n_loss_tokens": step.n_loss_tokens,
-            "global_loss_tokens": step.global_loss_tokens,
-            "row_ids": torch.from_numpy(step.row_ids),
-            **({} if step.is_repeat is None else {"is_repeat": torch.from_numpy(step.is_repeat)}),
-        }
+        return _single(self._rows, index)
 
     def state_dict(self) -> dict[str, Any]:
         """The position of the next batch of the latest iterator in this process, as JSON of under 300 bytes."""
@@ -170,14 +248,22 @@ class PackedDataset(IterableDataset[Batch]):
         return {
             "fingerprint": self._rows.fingerprint,
             "seed": self.seed,
-            **({"batch_rows": self.batch_rows} if self.schedule is None else {"schedule": self.schedule.fingerprint}),
+            **self._division(),
             "shuffle": self.shuffle,
+            **({} if self.shuffle_shards is None else {"shuffle_shards": self.shuffle_shards}),
             "epoch": step // len(self),
             "step": step,
         }
 
+    def _division(self) -> dict[str, Any]:
+        """What tells the rows of a step."""
+        if self.plan is not None:
+            return {"plan": self.plan.hash}
+        return {"batch_rows": self.batch_rows} if self.schedule is None else {"schedule": self.schedule.fingerprint}
+
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue at a state; the number of ranks, workers and epochs may differ from the saved run's.
+        """Continue at a state; the number of workers and epochs may differ from the saved run's, and without a
+        plan that of ranks.
 
         Raises:
             UserError: the state is of another dataset, seed or division into steps, so that its position means
@@ -189,12 +275,12 @@ class PackedDataset(IterableDataset[Batch]):
             raise UserError(
                 f"the dataset state {json.dumps(state)[:300]} has no {missing[0]!r}; pass what state_dict() gave"
             )
-        for name in expected:
+        for name in state:
             if name in ("epoch", "step"):  # a position, checked below
                 continue
-            if state[name] != expected[name]:
+            if name not in expected or state[name] != expected[name]:
                 raise UserError(
-                    f"the dataset state has {name} {state[name]!r}, this dataset {expected[name]!r}: its position "
+                    f"the dataset state has {name} {state[name]!r}, this dataset {expected.get(name)!r}: its position "
                     f"would name other rows; open the dataset with the saved {name}, or start without the state"
                 )
         if state["step"] < 0 or state["epoch"] != state["step"] // len(self):
@@ -205,18 +291,85 @@ class PackedDataset(IterableDataset[Batch]):
         self._first_step = self._next_step = state["step"]
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without the mapped shards: another process maps them by itself."""
-        return {name: value for name, value in self.__dict__.items() if name != "_rows"}
+        """Without what is in use here; the rows are opened again (see PackedRows)."""
+        return {name: value for name, value in self.__dict__.items() if name != "_in_use"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._rows = PackedRows(self.path)
+        self._in_use = {}
+        if self._process == os.getpid():  # a copy in one process may go its own way
+            self._name = os.urandom(8).hex()
+        register(self._name, self)
 
 
-@lru_cache(maxsize=64)
-def _epoch_keys(seed: int, epoch: int, first_row: int) -> npt.NDArray[np.uint64]:
-    """Of the order of the rows from `first_row` on: of all, or of a bucket's."""
-    return round_keys("epoch", seed, epoch, *([first_row] if first_row else []))
+class PackedRowDataset(Dataset[Batch]):
+    """The rows of a packed folder by their number, for torch's own samplers and shuffling.
+
+        rows = PackedRowDataset("packed")
+        DataLoader(rows, batch_size=8, shuffle=True, collate_fn=join_rows)
+
+    Items are those of `PackedDataset.row`. The order, its division among ranks and its state are the sampler's.
+    """
+
+    def __init__(self, path: str | Path, cache: str | Path | None = None, cache_bytes: int | None = None) -> None:
+        """Open a finished packed folder; arguments and errors as of PackedDataset."""
+        self._rows = PackedRows(path, cache, cache_bytes)
+
+    def __len__(self) -> int:
+        """Number of rows."""
+        return self._rows.rows
+
+    def __getitem__(self, index: int) -> Batch:
+        """One row, from the end for negative numbers."""
+        return _single(self._rows, index + len(self) if index < 0 else index)
+
+
+def join_rows(rows: list[Batch]) -> Batch:
+    """Rows of PackedRowDataset, one after the other, in the form of PackedDataset's batches without a step; doc_id and
+    doc_offset are int64[n], per segment."""
+    lengths = torch.tensor([0, *(len(row["input_ids"]) for row in rows)])
+    starts = lengths.cumsum(0)[:-1].tolist()
+    joined: Batch = {
+        name: torch.cat([row[name] for row in rows]) for name in rows[0] if isinstance(rows[0][name], torch.Tensor)
+    }
+    bounds = [row["cu_seqlens"][1:] + start for row, start in zip(rows, starts, strict=True)]
+    joined["cu_seqlens"] = torch.cat([torch.zeros(1, dtype=torch.int32), *bounds])
+    joined["max_seqlen"] = max(row["max_seqlen"] for row in rows)
+    joined["n_loss_tokens"] = joined["global_loss_tokens"] = sum(row["n_loss_tokens"] for row in rows)
+    return joined
+
+
+def _batch(step: Step) -> Batch:
+    input_ids, targets, position_ids = torch.from_numpy(step.ids_targets_positions).unbind()
+    batch = {
+        "input_ids": input_ids,
+        "targets": targets,
+        "position_ids": position_ids,
+        "cu_seqlens": torch.from_numpy(step.cu_seqlens),
+        "max_seqlen": step.max_seqlen,
+        "n_loss_tokens": step.n_loss_tokens,
+        "global_loss_tokens": step.global_loss_tokens,
+        "row_ids": torch.from_numpy(step.row_ids),
+    }
+    if step.is_repeat is not None:
+        batch["is_repeat"] = torch.from_numpy(step.is_repeat)
+    return batch
+
+
+def _single(rows: PackedRows, index: int) -> Batch:
+    stored = rows.row(index)
+    provenance = {name: torch.from_numpy(stored[name].astype(np.int64)) for name in ("doc_id", "doc_offset")}
+    row_ids = np.array([index])
+    return {**_batch(rows.read(row_ids, row_ids)), **provenance}
+
+
+def _slots(planned: PlannedRows, step: Step, rank: int) -> Batch:
+    """Where the slots of a rank begin, and who shares them."""
+    tokens = np.bincount(planned.slot, np.diff(step.row_bounds), planned.slots)
+    slot_ranks = np.tile(np.array([rank, 1], np.int32), (planned.slots, 1))
+    slot_ranks[planned.slot] = planned.sharers
+    slots = np.concatenate([[0], np.cumsum(tokens)]).astype(np.int32)
+    return {"slots": torch.from_numpy(slots), "slot_ranks": torch.from_numpy(slot_ranks)}
 
 
 def _check_schedule(schedule: BucketSchedule, rows: PackedRows, ranks: int) -> None:

@@ -1,9 +1,14 @@
 """Packed shards, mapped: any row of the dataset by its number, as the arrays that a model takes.
 
 All record batches of all shards are one table of addresses, so a step's rows are read, widened and shifted into
-targets by a single kernel, wherever they lie.
+targets by a single kernel, wherever they lie. Shards of a local folder are mapped when it is opened. Those of a remote
+one are fetched into a local cache and mapped when a row of theirs is read; which rows they have is in the manifest.
 """
 
+import os
+import threading
+import weakref
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -15,7 +20,9 @@ from numba import carray, njit
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.packing.addresses import address_of, bits_of, pointer, read_bit
-from seqmill.packing.permutation import permute
+from seqmill.packing.cache import CacheFullError, Held, RemoteFolder, ShardCache
+from seqmill.packing.order import permuted_rows
+from seqmill.packing.prefetch import Prefetcher
 from seqmill.packing.schema import KIND, NO_NEXT, REPEAT_COLUMN, hash_rows, token_dtype
 from seqmill.storage import read_arrow
 
@@ -24,8 +31,12 @@ IGNORED = -100  # target of a token without one: what torch's cross entropy leav
 Int64s = npt.NDArray[np.int64]
 _NO_KEYS = np.empty(0, np.uint64)  # stands for the order in which the rows are stored
 
-# Columns of the table of record batches, int64[batches, 14]: addresses, and sizes of the values behind them.
+# Columns of the directory of shards, int64[shards + 1, 3]; a shard that is not mapped has no batches.
+_SHARD_ROW, _BATCHES_BEGIN, _BATCHES_END = range(3)
+
+# Columns of the table of record batches, int64[batches, 15]: the first row, addresses, and sizes of the values there.
 (
+    _ROW,
     _IDS_OFFSETS,
     _IDS,
     _IDS_COUNT,
@@ -40,7 +51,7 @@ _NO_KEYS = np.empty(0, np.uint64)  # stands for the order in which the rows are 
     _MAX_SEQLEN,
     _REPEAT,
     _REPEAT_BIT,
-) = range(14)
+) = range(15)
 
 
 class Step(NamedTuple):
@@ -55,46 +66,92 @@ class Step(NamedTuple):
     global_loss_tokens: int  # the same over the rows of all ranks
     row_ids: Int64s  # int64[rows]
     is_repeat: npt.NDArray[np.bool_] | None  # bool[n], per segment; None where the rows do not tell
+    row_bounds: Int64s  # int64[rows + 1], in tokens
+
+
+class _Mapped(NamedTuple):
+    """A shard in memory."""
+
+    batches: list[pa.RecordBatch]
+    table: Int64s  # [batches, 15]
+    held: Held | None  # against removal from the cache
 
 
 class PackedRows:
     """Random access to a packed dataset.
 
     Attributes:
+        folder: a path, or a URL.
         manifest: of the folder.
         rows: number of rows.
         capacity: tokens that a row can hold.
         fingerprint: of the manifest, and so of the contents.
         has_repeats: whether the rows have a column is_repeat.
+        first_rows: int64[shards + 1], of every shard, and the number of rows.
     """
 
-    def __init__(self, folder: Path) -> None:
-        """Map the shards of a finished folder; the cost does not depend on the number of rows.
+    def __init__(
+        self,
+        folder: str | Path,
+        cache: str | Path | None = None,
+        cache_bytes: int | None = None,
+        manifest: dict[str, Any] | None = None,
+    ) -> None:
+        """Open a finished folder; the cost does not depend on the number of rows.
+
+        Args:
+            folder: a path, whose shards are mapped now; or a URL that fsspec can open, which needs a `cache`.
+            cache: a local folder for copies of the shards, which others may use too; for a path on a slow disk as well.
+            cache_bytes: that the cache may hold, of all datasets together; None for no limit.
+            manifest: of a remote folder, where it is known already.
 
         Raises:
             UserError: the folder is not finished, holds something else, or its shards do not match the manifest.
         """
-        self.folder = Path(folder)
-        self.manifest: dict[str, Any] = open_manifest(self.folder, KIND)
+        is_remote = cache is not None or "://" in str(folder)
+        self.folder: str | Path = str(folder) if is_remote else Path(folder)
+        self.cache: ShardCache | None = None
+        if is_remote:
+            if cache is None:
+                raise UserError(
+                    f"{folder} is remote, and its shards need a place here; name a folder with cache=, and its limit "
+                    "with cache_bytes="
+                )
+            remote = RemoteFolder(str(folder), KIND, manifest)
+            self.manifest: dict[str, Any] = remote.manifest
+            self.cache = ShardCache(remote, Path(cache), cache_bytes)
+        else:
+            self.manifest = open_manifest(Path(folder), KIND)
         self.capacity: int = self.manifest["pack"]["capacity"]
         self.fingerprint: str = self.manifest["fingerprint"]
         self.dtype = token_dtype(self.manifest["pack"]["vocab_size"])
         self.has_repeats: bool = self.manifest["pack"].get(REPEAT_COLUMN, False)
-        self._batches: list[pa.RecordBatch] = []
-        for file in self.manifest["files"]:
-            table = read_arrow(self.folder / file["name"])
-            if table.num_rows != file["rows"]:
-                raise UserError(
-                    f"{self.folder / file['name']} has {table.num_rows} rows, the manifest lists {file['rows']}; "
-                    "pack again"
-                )
-            self._batches += [batch for batch in table.to_batches() if batch.num_rows]
-        sizes = [batch.num_rows for batch in self._batches]
-        self._first_row = np.concatenate([[0], np.cumsum(sizes, dtype=np.int64)]).astype(np.int64)
-        described = [_describe(batch, self.dtype, self.has_repeats) for batch in self._batches]
-        self._table = np.array(described, np.int64).reshape(-1, 14)
+        self.first_rows: Int64s = np.cumsum([0, *(file["rows"] for file in self.manifest["files"])], dtype=np.int64)
+        self.rows = int(self.first_rows[-1])
         self._sample = np.empty(0, self.dtype)
-        self.rows = int(self._first_row[-1])
+        self._prefetcher: Prefetcher | None = None
+        self._stop: weakref.finalize | None = None
+        self._begin()
+        if self.cache is None:
+            self._map(range(len(self.manifest["files"])))
+
+    def _begin(self) -> None:
+        """With nothing mapped."""
+        self._lock = threading.RLock()  # of what is mapped, where that changes
+        self._mapped: dict[int, _Mapped] = {}
+        self._index()
+        if self.cache is not None:
+            if self._stop is not None:
+                self._stop.detach()
+            self._prefetcher = Prefetcher(self.cache, self.manifest["files"])
+            self._stop = weakref.finalize(self, self._prefetcher.stop)
+            _REMOTE.add(self)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the folder by itself, a remote one without reading its manifest again."""
+        if self.cache is None:
+            return PackedRows, (self.folder,)
+        return PackedRows, (self.folder, self.cache.folder, self.cache.limit, self.manifest)
 
     def step(
         self,
@@ -112,29 +169,56 @@ class PackedRows:
             among: the permutation is of rows among[0] to among[1], which begin and end lie in; None: of all rows.
 
         Raises:
-            UserError: a row contradicts itself; its shard was damaged.
+            UserError: as `read`.
         """
-        keys = _NO_KEYS if keys is None else keys
-        row_ids, tokens, segments, longest, loss, all_loss = _measure(
-            self._table, self._first_row, keys, *(among or (0, self.rows)), begin, end, mine.start, mine.stop
-        )
+        all_rows = permuted_rows(begin, end, *(among or (0, self.rows)), _NO_KEYS if keys is None else keys)
+        return self.read(all_rows[mine.start - begin : mine.stop - begin], all_rows)
+
+    def read(self, row_ids: Int64s, all_rows: Int64s) -> Step:
+        """Some rows one after the other.
+
+        Args:
+            row_ids: int64[n], the rows to read.
+            all_rows: int64[m], the rows that all ranks together read, each once, these among them; their targets are
+                counted.
+
+        Raises:
+            UserError: a row contradicts itself, its shard is damaged, or cannot be fetched.
+        """
+        if self.cache is None:
+            return self._read(row_ids, all_rows)
+        with self._lock:
+            return self._read(row_ids, all_rows)
+
+    def _read(self, row_ids: Int64s, all_rows: Int64s) -> Step:
+        while True:
+            measured = _measure(self._directory, self._table, row_ids, all_rows)
+            is_mapped, tokens, segments, longest, loss, all_loss = measured
+            if is_mapped:
+                break
+            self._map(np.unique(self._shard_of(np.concatenate([row_ids, all_rows]))).tolist())
         block = np.empty((3, tokens), np.int64)
         cu_seqlens = np.empty(segments + 1, np.int32)
-        bad = _fill(self._table, self._first_row, row_ids, self._sample, block, cu_seqlens)
+        row_bounds = np.empty(len(row_ids) + 1, np.int64)
+        bad = _fill(self._directory, self._table, row_ids, self._sample, block, cu_seqlens, row_bounds)
         if bad >= 0:
             raise UserError(
                 f"row {bad} of {self.folder} is damaged: its segments and tokens disagree; run "
                 f"seqmill inspect --validate {self.folder} and pack again"
             )
-        is_repeat = _repeats(self._table, self._first_row, row_ids, segments) if self.has_repeats else None
-        return Step(block, cu_seqlens, longest, loss, all_loss, row_ids, is_repeat)
+        is_repeat = _repeats(self._directory, self._table, row_ids, segments) if self.has_repeats else None
+        return Step(block, cu_seqlens, longest, loss, all_loss, row_ids, is_repeat, row_bounds)
 
     def row(self, index: int) -> dict[str, Any]:
         """All stored columns of one row: numpy arrays for lists, Python integers otherwise."""
         if not 0 <= index < self.rows:
             raise IndexError(f"row {index} of a dataset of {self.rows} rows")
-        number = int(np.searchsorted(self._first_row, index, "right")) - 1
-        batch, within = self._batches[number], index - int(self._first_row[number])
+        shard = int(self._shard_of(np.array([index]))[0])
+        with self._lock:
+            self._map([shard])
+            mapped = self._mapped[shard]
+        number = int(np.searchsorted(mapped.table[:, _ROW], index, "right")) - 1
+        batch, within = mapped.batches[number], index - int(mapped.table[number, _ROW])
         stored: dict[str, Any] = {}
         for name in batch.schema.names:
             value = batch.column(name)[within]
@@ -142,6 +226,84 @@ class PackedRows:
             is_bits = name == REPEAT_COLUMN
             stored[name] = value.values.to_numpy(zero_copy_only=not is_bits) if is_list else value.as_py()
         return stored
+
+    def hold(self, now: Iterable[int], ahead: Iterable[int]) -> None:
+        """Of a remote folder, keep the shards `now` in the cache, fetch `ahead` behind them, and let go of all others.
+
+        Rows of other shards can be read all the same; their shards are then held until the next call, or until there
+        is no room for another. Nothing happens for a local folder.
+        """
+        if self._prefetcher is None:
+            return
+        wanted = dict.fromkeys([*now, *ahead])
+        with self._lock:
+            self._unmap(self._mapped.keys() - wanted.keys())
+            self._prefetcher.want([number for number in wanted if number not in self._mapped])
+
+    def _shard_of(self, row_ids: Int64s) -> Int64s:
+        return np.searchsorted(self.first_rows, row_ids, "right") - 1
+
+    def _map(self, shards: Collection[int]) -> None:
+        """Map these shards, if they are not yet."""
+        missing = [number for number in shards if number not in self._mapped]
+        for number in missing:
+            held = self._hold(number, shards)
+            file = self.manifest["files"][number]
+            path = held.path if held else Path(self.folder) / file["name"]
+            self._mapped[number] = self._map_file(path, f"{self.folder}/{file['name']}", number, held)
+        if missing:
+            self._index()
+
+    def _hold(self, number: int, needed: Collection[int]) -> Held | None:
+        """A shard of a remote folder in the cache, for which shards that are not needed may have to go."""
+        if self.cache is None or self._prefetcher is None:
+            return None
+        file = self.manifest["files"][number]
+        if held := self._prefetcher.take(number):
+            return held
+        try:
+            return self.cache.hold(file, wait=False)
+        except CacheFullError:
+            self._prefetcher.want(())
+            self._unmap(self._mapped.keys() - set(needed))
+        try:
+            return self.cache.hold(file)
+        except CacheFullError as error:
+            size = sum(self.manifest["files"][one]["bytes"] for one in needed)
+            raise UserError(
+                f"no room for {self.folder}/{file['name']}: the cache {self.cache.folder} may hold "
+                f"{self.cache.limit} bytes, and {error}; this step needs {size} bytes, and other readers of the cache "
+                "hold theirs: choose a larger cache_bytes, fewer workers, or a cache for each reader"
+            ) from error
+
+    def _map_file(self, path: Path, name: str, number: int, held: Held | None) -> _Mapped:
+        table = read_arrow(path)
+        rows = self.manifest["files"][number]["rows"]
+        if table.num_rows != rows:
+            raise UserError(f"{name} has {table.num_rows} rows, the manifest lists {rows}; pack again")
+        batches = [batch for batch in table.to_batches() if batch.num_rows]
+        described = [_describe(batch, self.dtype, self.has_repeats) for batch in batches]
+        first_row = self.first_rows[number] + np.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
+        columns = np.array(described, np.int64).reshape(-1, 14)
+        return _Mapped(batches, np.column_stack([first_row, columns]).astype(np.int64), held)
+
+    def _unmap(self, shards: Iterable[int]) -> None:
+        gone = [self._mapped.pop(number) for number in shards]
+        self._index()
+        for mapped in gone:
+            if mapped.held is not None:
+                mapped.held.release()
+
+    def _index(self) -> None:
+        """Tell the kernels what is mapped."""
+        self._directory = np.zeros((len(self.first_rows), 3), np.int64)
+        self._directory[:, _SHARD_ROW] = self.first_rows
+        begin = 0
+        for number, mapped in self._mapped.items():
+            end = begin + len(mapped.table)
+            self._directory[number, _BATCHES_BEGIN:] = begin, end
+            begin = end
+        self._table = np.concatenate([np.empty((0, 15), np.int64), *(mapped.table for mapped in self._mapped.values())])
 
     def verify(self, row_ids: Int64s) -> None:
         """Compare rows with their hashes.
@@ -158,6 +320,18 @@ class PackedRows:
                     f"row {index} of {self.folder} does not match its hash: the shard was changed or damaged; "
                     "copy it again from its source or pack again"
                 )
+
+
+_REMOTE: "weakref.WeakSet[PackedRows]" = weakref.WeakSet()
+
+
+def _begin_again() -> None:
+    """In a forked process, which has neither the threads nor the locks of its parent."""
+    for rows in list(_REMOTE):
+        rows._begin()
+
+
+os.register_at_fork(after_in_child=_begin_again)
 
 
 def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tuple[int, ...]:
@@ -190,16 +364,25 @@ def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tupl
 
 
 @njit(cache=True, nogil=True)
-def _locate(first_row: Int64s, row: int) -> tuple[int, int]:
-    """(record batch, row within it)."""
-    low, high = 0, first_row.size - 1
+def _locate(directory: Int64s, table: Int64s, row: int) -> tuple[np.int64, np.int64]:
+    """(record batch, row within it); the batch is -1 where the shard is not mapped."""
+    low, high = np.int64(0), np.int64(directory.shape[0] - 1)
     while high - low > 1:
         middle = (low + high) >> 1
-        if first_row[middle] <= row:
+        if directory[middle, _SHARD_ROW] <= row:
             low = middle
         else:
             high = middle
-    return low, row - first_row[low]
+    low, high = directory[low, _BATCHES_BEGIN], directory[low, _BATCHES_END]
+    if low == high:
+        return np.int64(-1), np.int64(0)
+    while high - low > 1:
+        middle = (low + high) >> 1
+        if table[middle, _ROW] <= row:
+            low = middle
+        else:
+            high = middle
+    return low, row - table[low, _ROW]
 
 
 @njit(cache=True, nogil=True)
@@ -212,55 +395,52 @@ def _range(table: Int64s, batch: int, offsets: int, row: int, values: int) -> tu
 
 @njit(cache=True, nogil=True)
 def _measure(
-    table: Int64s,
-    first_row: Int64s,
-    keys: npt.NDArray[np.uint64],
-    first: int,
-    last: int,
-    begin: int,
-    end: int,
-    mine_begin: int,
-    mine_end: int,
-) -> tuple[Int64s, np.int64, np.int64, np.int64, np.int64, np.int64]:
-    """Row ids, tokens, segments, longest segment and targets of the rows in `mine`, and the targets of all rows."""
-    row_ids = np.empty(mine_end - mine_begin, np.int64)
+    directory: Int64s, table: Int64s, row_ids: Int64s, all_rows: Int64s
+) -> tuple[bool, np.int64, np.int64, np.int64, np.int64, np.int64]:
+    """Whether all are mapped; tokens, segments, longest segment and targets of `row_ids`, and targets of `all_rows`."""
     tokens = segments = longest = loss = all_loss = np.int64(0)
-    for position in range(begin, end):
-        row = first + permute(position - first, last - first, keys) if keys.size else position
-        batch, within = _locate(first_row, row)
-        row_loss = np.int64(carray(pointer(table[batch, _N_LOSS]), within + 1, np.int32)[within])
-        all_loss += row_loss
-        if mine_begin <= position < mine_end:
-            row_ids[position - mine_begin] = row
-            loss += row_loss
-            begin_token, end_token = _range(table, batch, _IDS_OFFSETS, within, table[batch, _IDS_COUNT])
-            tokens += max(0, end_token - begin_token)
-            begin_cu, end_cu = _range(table, batch, _CU_OFFSETS, within, table[batch, _CU_COUNT])
-            segments += max(0, end_cu - begin_cu - 1)
-            row_longest = np.int64(carray(pointer(table[batch, _MAX_SEQLEN]), within + 1, np.int32)[within])
-            longest = max(longest, row_longest)
-    return row_ids, tokens, segments, longest, loss, all_loss
+    for row in row_ids:
+        batch, within = _locate(directory, table, row)
+        if batch < 0:
+            return False, tokens, segments, longest, loss, all_loss
+        begin_token, end_token = _range(table, batch, _IDS_OFFSETS, within, table[batch, _IDS_COUNT])
+        tokens += max(0, end_token - begin_token)
+        begin_cu, end_cu = _range(table, batch, _CU_OFFSETS, within, table[batch, _CU_COUNT])
+        segments += max(0, end_cu - begin_cu - 1)
+        row_longest = np.int64(carray(pointer(table[batch, _MAX_SEQLEN]), within + 1, np.int32)[within])
+        longest = max(longest, row_longest)
+        loss += np.int64(carray(pointer(table[batch, _N_LOSS]), within + 1, np.int32)[within])
+    if row_ids.size == all_rows.size:
+        return True, tokens, segments, longest, loss, loss
+    for row in all_rows:
+        batch, within = _locate(directory, table, row)
+        if batch < 0:
+            return False, tokens, segments, longest, loss, all_loss
+        all_loss += np.int64(carray(pointer(table[batch, _N_LOSS]), within + 1, np.int32)[within])
+    return True, tokens, segments, longest, loss, all_loss
 
 
 @njit(cache=True, nogil=True)
 def _fill(
+    directory: Int64s,
     table: Int64s,
-    first_row: Int64s,
     row_ids: Int64s,
     sample: np.ndarray,
     block: Int64s,
     cu_seqlens: npt.NDArray[np.int32],
+    row_bounds: Int64s,
 ) -> int:
-    """Read the rows one after the other into `block` (tokens, targets, positions) and `cu_seqlens`.
+    """Read the rows one after the other into `block` (tokens, targets, positions), `cu_seqlens` and `row_bounds`.
 
     Returns:
         The id of a row that contradicts itself, or -1.
     """
     input_ids, targets, positions = block[0], block[1], block[2]
     base = segment_base = 0
-    cu_seqlens[0] = 0
-    for row in row_ids:
-        batch, within = _locate(first_row, row)
+    cu_seqlens[0] = row_bounds[0] = 0
+    for number in range(row_ids.size):
+        row = row_ids[number]
+        batch, within = _locate(directory, table, row)
         begin, end = _range(table, batch, _IDS_OFFSETS, within, table[batch, _IDS_COUNT])
         cu_begin, cu_end = _range(table, batch, _CU_OFFSETS, within, table[batch, _CU_COUNT])
         next_begin, next_end = _range(table, batch, _NEXT_OFFSETS, within, table[batch, _NEXT_COUNT])
@@ -284,6 +464,7 @@ def _fill(
             cu_seqlens[segment_base + segment + 1] = base + last
         base += ids.size
         segment_base += count
+        row_bounds[number + 1] = base
     return -1
 
 
@@ -303,12 +484,12 @@ def _count_up(positions: Int64s, first: int) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _repeats(table: Int64s, first_row: Int64s, row_ids: Int64s, segments: int) -> npt.NDArray[np.bool_]:
+def _repeats(directory: Int64s, table: Int64s, row_ids: Int64s, segments: int) -> npt.NDArray[np.bool_]:
     """is_repeat of the segments of these rows, bool[segments]; `_fill` has checked their lists."""
     out = np.empty(segments, np.bool_)
     place = 0
     for row in row_ids:
-        batch, within = _locate(first_row, row)
+        batch, within = _locate(directory, table, row)
         begin, end = _range(table, batch, _NEXT_OFFSETS, within, table[batch, _NEXT_COUNT])
         for segment in range(begin, end):
             out[place] = read_bit(table[batch, _REPEAT], table[batch, _REPEAT_BIT] + segment)

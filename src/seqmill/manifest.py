@@ -70,13 +70,7 @@ def open_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
             f"{folder} has no {MANIFEST}: it is no seqmill output, or its stage did not finish; run it again"
         )
     manifest = read_json(path)
-    if manifest.get("format_version") != FORMAT_VERSION:
-        raise UserError(
-            f"{path} has format version {manifest.get('format_version')}, this seqmill reads {FORMAT_VERSION}; "
-            "write it again with this version"
-        )
-    if kind and manifest["kind"] != kind:
-        raise UserError(f"{folder} holds {manifest['kind']}, but {kind} are needed here")
+    check_manifest(manifest, str(folder), kind)
     for file in manifest["files"]:
         shard = folder / file["name"]
         found = shard.stat().st_size if shard.is_file() else "no"
@@ -85,3 +79,18 @@ def open_manifest(folder: Path, kind: str | None = None) -> dict[str, Any]:
                 f"{shard}: the manifest lists {file['bytes']} bytes, found {found}; run the stage that wrote it again"
             )
     return manifest
+
+
+def check_manifest(manifest: dict[str, Any], folder: str, kind: str | None = None) -> None:
+    """Whether a manifest can be read by this version, and is of the kind that is needed.
+
+    Raises:
+        UserError: it is not.
+    """
+    if manifest.get("format_version") != FORMAT_VERSION:
+        raise UserError(
+            f"{folder}/{MANIFEST} has format version {manifest.get('format_version')}, this seqmill reads "
+            f"{FORMAT_VERSION}; write it again with this version"
+        )
+    if kind and manifest["kind"] != kind:
+        raise UserError(f"{folder} holds {manifest['kind']}, but {kind} are needed here")

@@ -94,6 +94,16 @@ def write_tokens(
 @pytest.fixture
 def pack(tmp_path: Path) -> Callable[..., Packed]:
     """`pack(lengths, capacity, ...)` writes documents of these lengths, or `documents`, and packs them."""
+    return packer(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def pack_once(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Packed]:
+    """`pack` for what all tests of a file read and none changes."""
+    return packer(tmp_path_factory.mktemp("packed"))
+
+
+def packer(tmp_path: Path) -> Callable[..., Packed]:
     used = 0
 
     def build(

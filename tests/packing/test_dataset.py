@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from seqmill.errors import UserError
-from seqmill.packing import PackedDataset
+from seqmill.packing import PackedDataset, PackedRowDataset, join_rows
 from seqmill.storage import read_arrow
 
 LENGTHS = np.random.default_rng(0).integers(0, 60, 150).tolist()
@@ -194,6 +194,29 @@ def test_the_state_is_small_json_and_the_same_for_all_ranks(folder: Path) -> Non
     assert json.loads(json.dumps(states[0])) == states[0]
 
 
+def test_the_blocks_are_part_of_the_state(folder: Path) -> None:
+    options: dict[str, Any] = {"seed": 2**63, "shuffle_shards": 10**6}
+    state = PackedDataset(folder, **options).state_at(10**12)
+    assert len(json.dumps(state)) < 300
+    PackedDataset(folder, **options).load_state_dict(state)
+    for other in ({"seed": 2**63}, {"seed": 2**63, "shuffle_shards": 2}):
+        with pytest.raises(UserError, match="has shuffle_shards 1000000, this dataset"):
+            PackedDataset(folder, **other).load_state_dict(state)
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_blocks_keep_the_rows_of_a_few_shards_together(folder: Path, world_size: int) -> None:
+    found = global_order(folder, world_size, shuffle_shards=1, batch_rows=5, epochs=2)
+    rows = [len(read_arrow(path)) for path in sorted(folder.glob("part-*.arrow"))]
+    bounds = np.cumsum([0, *rows])
+    for epoch in (found[: sum(rows)], found[sum(rows) :]):
+        shards = (np.searchsorted(bounds, epoch, "right") - 1).tolist()
+        runs = [shard for shard, before in zip(shards, [None, *shards], strict=False) if shard != before]
+        assert sorted(runs) == [0, 1, 2]
+        assert sorted(epoch) == list(range(sum(rows)))
+        assert epoch != sorted(epoch)
+
+
 def test_a_reused_dataset_begins_where_its_state_says(folder: Path) -> None:
     dataset = PackedDataset(folder)
     everything = row_order(list(dataset))
@@ -218,6 +241,7 @@ def test_no_end_means_no_end(folder: Path) -> None:
         ({"shuffle": False}, "has shuffle False, this dataset True"),
         ({"step": -1}, "at step -1 of epoch 0"),
         ({"epoch": 1}, "at step 3 of epoch 1"),
+        ({"shuffle_shards": 2}, "has shuffle_shards 2, this dataset None"),
     ],
 )
 def test_states_that_mean_something_else_are_refused(folder: Path, change: dict[str, Any], message: str) -> None:
@@ -238,6 +262,8 @@ def test_states_that_mean_something_else_are_refused(folder: Path, change: dict[
         ({"world_size": 0}, "world_size is 0"),
         ({"batch_rows": 0}, "batch_rows is 0"),
         ({"epochs": 0}, "epochs is 0"),
+        ({"shuffle_shards": 0}, "shuffle_shards is 0"),
+        ({"shuffle_shards": 2, "shuffle": False}, "shuffle_shards is 2, but shuffle is False"),
     ],
 )
 def test_impossible_arguments_are_refused(folder: Path, options: dict[str, Any], message: str) -> None:
@@ -294,3 +320,37 @@ def test_contradicting_segments_are_not_read(folder: Path) -> None:
     path.write_bytes(content)
     with pytest.raises(UserError, match=f"row {target['row_id']} of .* is damaged"):
         list(PackedDataset(folder))
+
+
+def test_rows_can_be_sampled_by_torch(folder: Path) -> None:
+    rows, stored = PackedRowDataset(folder), stored_rows(folder)
+    assert len(rows) == len(stored)
+    assert plain(rows[-1]) == plain(rows[len(rows) - 1]) == plain(PackedDataset(folder).row(len(rows) - 1))
+    with pytest.raises(IndexError):
+        rows[len(rows)]
+    for workers in (0, 2):
+        loader: Any = DataLoader(rows, batch_size=4, shuffle=True, collate_fn=join_rows, num_workers=workers)
+        batches = list(loader)
+        seen = row_order(batches)
+        assert sorted(seen) == list(range(len(stored)))
+        assert seen != sorted(seen)
+        for batch in batches:
+            ids = [token for row in batch["row_ids"].tolist() for token in stored[row]["input_ids"]]
+            assert batch["input_ids"].tolist() == ids
+            docs = [doc for row in batch["row_ids"].tolist() for doc in stored[row]["doc_id"]]
+            assert batch["doc_id"].tolist() == docs
+            lengths = [n for row in batch["row_ids"].tolist() for n in stored[row]["seq_lengths"]]
+            assert batch["cu_seqlens"].diff().tolist() == lengths
+            assert batch["cu_seqlens"].dtype == torch.int32
+            assert batch["cu_seqlens"][0] == 0
+            assert batch["max_seqlen"] == max(lengths)
+            assert batch["n_loss_tokens"] == int((batch["targets"] != -100).sum())
+
+
+def test_joined_rows_are_the_batch_of_these_rows(folder: Path) -> None:
+    rows = PackedRowDataset(folder)
+    batch = next(iter(PackedDataset(folder, batch_rows=6)))
+    joined = join_rows([rows[row] for row in batch["row_ids"].tolist()])
+    assert {name: plain(joined)[name] for name in batch if name != "step"} == {
+        name: value for name, value in plain(batch).items() if name != "step"
+    }
