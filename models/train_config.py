@@ -32,6 +32,7 @@ class TrainConfig:
     optimizer: str = "adamw"  # or muon, for the matrices of the layers
     weight_decay: float = 0.1  # of matrices
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW
+    normalisation: str = "token-mean"  # of the loss: a name in packing.loss_weights.NORMALISATIONS
     grad_clip: float = 1.0  # largest global gradient norm
     checkpoint_every: int = 100  # updates; the last update always leaves a checkpoint
     keep_last: int = 2  # checkpoints

@@ -116,7 +116,14 @@ def train(
 
     packed, out, began = Path(packed), Path(out), time.perf_counter()
     job = _resolve(packed, config)
-    dataset = PackedDataset(packed, batch_rows=job.rows, seed=config.seed, epochs=None, schedule=job.schedule)
+    dataset = PackedDataset(
+        packed,
+        batch_rows=job.rows,
+        seed=config.seed,
+        epochs=None,
+        schedule=job.schedule,
+        normalisation=config.normalisation,
+    )
     remove_unfinished(out)
     model = Model(job.model, config.seed).to(job.device)
     optimizer = Optimizer(model, config.optimizer, config.betas, config.weight_decay)

@@ -154,7 +154,8 @@ def pad_to_multiple(batch: Batch, multiple: int, pad_id: int = 0) -> dict[str, A
         "targets": torch.full((pads,), IGNORED),
         "position_ids": torch.arange(pads),
         "cu_seqlens": torch.tensor([tokens + pads], dtype=torch.int32),
-        "is_repeat": torch.tensor([False]),  # these two are there or not
+        "is_repeat": torch.tensor([False]),  # these three are there or not
+        "loss_weights": torch.zeros(1),
         "source": torch.tensor([-1]),
     }
     extended = {name: torch.cat([batch[name], more]) for name, more in added.items() if name in batch}

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch.utils.data import Dataset, IterableDataset, get_worker_info
 
@@ -23,6 +24,7 @@ from seqmill.errors import UserError
 from seqmill.packing.buckets import Buckets
 from seqmill.packing.curriculum import BucketSchedule
 from seqmill.packing.handover import StepBatch, register
+from seqmill.packing.loss_weights import TOKEN_MEAN, check_normalisation, segment_weights, total_weight
 from seqmill.packing.order import PlannedOrder, PlannedRows, ShuffledOrder, Use, check_plan
 from seqmill.packing.rows import PackedRows, Step
 from seqmill.packing.step_plan import StepPlan, load_step_plan
@@ -31,6 +33,7 @@ BATCH_ROWS = 8  # rows per global step, where nothing else tells
 _STEPS_AHEAD = 2  # that every worker of a DataLoader may have made before they are asked for: its prefetch_factor
 
 Batch = dict[str, Any]
+Int64s = npt.NDArray[np.int64]
 
 
 class PackedDataset(IterableDataset[Batch]):
@@ -49,6 +52,9 @@ class PackedDataset(IterableDataset[Batch]):
         row_ids             int64[rows]
         step                int, counted from 0 over all epochs
         is_repeat           bool[n], per segment; only where the packed rows have this column
+        loss_weights        float32[n], per segment, and
+        global_loss_weight  float: sum the losses with these weights and divide by this (seqmill.packing.loss_weights);
+                            both only with a normalisation that is not "token-mean"
 
     and with a step plan, for micro-batches that begin at the same time on all ranks:
 
@@ -82,6 +88,7 @@ class PackedDataset(IterableDataset[Batch]):
         plan: StepPlan | str | Path | None = None,
         cache: str | Path | None = None,
         cache_bytes: int | None = None,
+        normalisation: str = TOKEN_MEAN,
     ) -> None:
         """Open a finished packed folder.
 
@@ -101,6 +108,8 @@ class PackedDataset(IterableDataset[Batch]):
             cache: a local folder for copies of the shards, which other ranks and datasets may use too. A URL needs it;
                 for a path it helps where reading is slow.
             cache_bytes: that the cache may hold; None for no limit.
+            normalisation: of the loss, one of seqmill.packing.loss_weights.NORMALISATIONS. It changes no row and no
+                order, and is no part of the state.
 
         Raises:
             UserError: the folder cannot be read, an argument is out of its range or excludes another, the schedule or
@@ -119,6 +128,7 @@ class PackedDataset(IterableDataset[Batch]):
         if shuffle_shards is not None and not shuffle:
             raise UserError(f"shuffle_shards is {shuffle_shards}, but shuffle is False; leave one of them out")
         self.verify = verify
+        self.normalisation = check_normalisation(normalisation)
         self.batch_rows = _at_least_one("batch_rows", BATCH_ROWS if batch_rows is None else batch_rows)
         self._rows = PackedRows(path, cache, None if cache_bytes is None else _at_least_one("cache_bytes", cache_bytes))
         if not self._rows.rows:
@@ -212,19 +222,38 @@ class PackedDataset(IterableDataset[Batch]):
         if isinstance(self._order, PlannedOrder):
             planned = self._order.rows(epoch, within, self.rank)
             read = self._rows.read(planned.mine, planned.all)
-            return {**_batch(read), **_slots(planned, read, self.rank), "step": step}
+            slots, weights = _slots(planned, read, self.rank), self._weights(read, planned.all)
+            return {**_batch(read), **slots, **weights, "step": step}
         if self._rows.cache is not None:
             self._prepare(epoch, within, hold)
         all_rows = self._order.rows(epoch, within)
         begin = len(all_rows) * self.rank // self.world_size
         end = len(all_rows) * (self.rank + 1) // self.world_size
-        batch = _batch(self._rows.read(all_rows[begin:end], all_rows))
+        read = self._rows.read(all_rows[begin:end], all_rows)
+        batch = {**_batch(read), **self._weights(read, all_rows)}
         batch["step"] = step
         return batch
 
+    def _weights(self, step: Step, all_rows: Int64s) -> Batch:
+        """What the normalisation of the loss adds to a batch."""
+        if self.normalisation == TOKEN_MEAN:
+            return {}
+        weights = segment_weights(self.normalisation, *self._rows.targets_of_segments(step.row_ids))
+        of_all = self._rows.targets_of_segments(all_rows)
+        total = total_weight(self.normalisation, *of_all, step.n_loss_tokens, self.world_size)
+        return {"loss_weights": torch.from_numpy(weights.astype(np.float32)), "global_loss_weight": total}
+
     def definition(self) -> tuple[Any, ...]:
         """What a batch depends on, beside the contents of the folder and its step."""
-        return self.rank, self.world_size, self.seed, self.batch_rows, self.shuffle, self.shuffle_shards
+        return (
+            self.rank,
+            self.world_size,
+            self.seed,
+            self.batch_rows,
+            self.shuffle,
+            self.shuffle_shards,
+            self.normalisation,
+        )
 
     def _prepare(self, epoch: int, within: int, hold: Callable[[Iterable[int], Iterable[int]], None]) -> None:
         """Have the shards of the current blocks here, and then those of the next ones."""

@@ -22,6 +22,7 @@ from torch.utils.data import IterableDataset, get_worker_info
 from seqmill.errors import UserError
 from seqmill.packing.dataset import Batch, PackedDataset
 from seqmill.packing.handover import StepBatch, register
+from seqmill.packing.loss_weights import TOKEN_MEAN
 from seqmill.packing.permutation import round_keys
 from seqmill.packing.rows import PackedRows, Step
 from seqmill.packing.shares import MOST_BLOCK_ROWS, Shares, exact_weights
@@ -234,6 +235,11 @@ def _check_alike(names: tuple[str, ...], sources: tuple[PackedDataset, ...]) -> 
                     f"{name} ({source.path}) is opened with {option}, but a mixture shuffles all rows of a source "
                     "among themselves; open it without"
                 )
+        if source.normalisation != TOKEN_MEAN:
+            raise UserError(
+                f"{name} ({source.path}) is opened with normalisation {source.normalisation!r}, but a mixture counts "
+                f"every token alike; open it with {TOKEN_MEAN!r}"
+            )
         if pack.get("buckets"):
             raise UserError(
                 f"{name} ({source.path}) has buckets: rows of several lengths, so that shares of rows would not be "

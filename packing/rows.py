@@ -34,7 +34,7 @@ _NO_KEYS = np.empty(0, np.uint64)  # stands for the order in which the rows are 
 # Columns of the directory of shards, int64[shards + 1, 3]; a shard that is not mapped has no batches.
 _SHARD_ROW, _BATCHES_BEGIN, _BATCHES_END = range(3)
 
-# Columns of the table of record batches, int64[batches, 15]: the first row, addresses, and sizes of the values there.
+# Columns of the table of record batches, int64[batches, 16]: the first row, addresses, and sizes of the values there.
 (
     _ROW,
     _IDS_OFFSETS,
@@ -51,7 +51,8 @@ _SHARD_ROW, _BATCHES_BEGIN, _BATCHES_END = range(3)
     _MAX_SEQLEN,
     _REPEAT,
     _REPEAT_BIT,
-) = range(15)
+    _DOC_TARGETS,
+) = range(16)
 
 
 class Step(NamedTuple):
@@ -73,7 +74,7 @@ class _Mapped(NamedTuple):
     """A shard in memory."""
 
     batches: list[pa.RecordBatch]
-    table: Int64s  # [batches, 15]
+    table: Int64s  # [batches, 16]
     held: Held | None  # against removal from the cache
 
 
@@ -209,6 +210,17 @@ class PackedRows:
         is_repeat = _repeats(self._directory, self._table, row_ids, segments) if self.has_repeats else None
         return Step(block, cu_seqlens, longest, loss, all_loss, row_ids, is_repeat, row_bounds)
 
+    def targets_of_segments(self, row_ids: Int64s) -> tuple[Int64s, Int64s]:
+        """For every segment of these rows: its targets, and those of its document in all rows; int64[segments] each.
+
+        Raises:
+            UserError: a shard cannot be fetched.
+        """
+        with self._lock:
+            self._map(np.unique(self._shard_of(row_ids)).tolist())
+            here, everywhere = _targets_of_segments(self._directory, self._table, row_ids)
+        return here, everywhere
+
     def row(self, index: int) -> dict[str, Any]:
         """All stored columns of one row: numpy arrays for lists, Python integers otherwise."""
         if not 0 <= index < self.rows:
@@ -284,7 +296,7 @@ class PackedRows:
         batches = [batch for batch in table.to_batches() if batch.num_rows]
         described = [_describe(batch, self.dtype, self.has_repeats) for batch in batches]
         first_row = self.first_rows[number] + np.cumsum([0, *(batch.num_rows for batch in batches)])[:-1]
-        columns = np.array(described, np.int64).reshape(-1, 14)
+        columns = np.array(described, np.int64).reshape(-1, 15)
         return _Mapped(batches, np.column_stack([first_row, columns]).astype(np.int64), held)
 
     def _unmap(self, shards: Iterable[int]) -> None:
@@ -303,7 +315,7 @@ class PackedRows:
             end = begin + len(mapped.table)
             self._directory[number, _BATCHES_BEGIN:] = begin, end
             begin = end
-        self._table = np.concatenate([np.empty((0, 15), np.int64), *(mapped.table for mapped in self._mapped.values())])
+        self._table = np.concatenate([np.empty((0, 16), np.int64), *(mapped.table for mapped in self._mapped.values())])
 
     def verify(self, row_ids: Int64s) -> None:
         """Compare rows with their hashes.
@@ -338,7 +350,8 @@ def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tupl
     ids, cu, following = batch.column("input_ids"), batch.column("cu_seqlens"), batch.column("next_token")
     positions = batch.column("pos_start")
     repeats = batch.column(REPEAT_COLUMN) if REPEAT_COLUMN in batch.schema.names else None
-    like_next = [positions.offsets] if repeats is None else [positions.offsets, repeats.offsets]
+    document_targets = batch.column("doc_targets")
+    like_next = [positions.offsets, document_targets.offsets] + ([] if repeats is None else [repeats.offsets])
     if (
         ids.type.value_type != pa.from_numpy_dtype(dtype)
         or (repeats is not None) != has_repeats
@@ -355,11 +368,12 @@ def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tupl
         len(cu.values),
         address_of(following.offsets),
         address_of(following.values),
-        min(len(following.values), len(positions.values)),
+        min(len(following.values), len(positions.values), len(document_targets.values)),
         address_of(positions.values),
         address_of(batch.column("n_loss_tokens")),
         address_of(batch.column("max_seqlen")),
         *((0, 0) if repeats is None else bits_of(repeats.values)),
+        address_of(document_targets.values),
     )
 
 
@@ -495,3 +509,30 @@ def _repeats(directory: Int64s, table: Int64s, row_ids: Int64s, segments: int) -
             out[place] = read_bit(table[batch, _REPEAT], table[batch, _REPEAT_BIT] + segment)
             place += 1
     return out
+
+
+@njit(cache=True, nogil=True)
+def _targets_of_segments(directory: Int64s, table: Int64s, row_ids: Int64s) -> tuple[Int64s, Int64s]:
+    """See `PackedRows.targets_of_segments`; a row whose lists have impossible bounds counts no segment."""
+    segments = 0
+    for row in row_ids:
+        batch, within = _locate(directory, table, row)
+        begin, end = _range(table, batch, _NEXT_OFFSETS, within, table[batch, _NEXT_COUNT])
+        segments += max(0, end - begin)
+    here, everywhere = np.zeros(segments, np.int64), np.zeros(segments, np.int64)
+    place = 0
+    for row in row_ids:
+        batch, within = _locate(directory, table, row)
+        begin, end = _range(table, batch, _NEXT_OFFSETS, within, table[batch, _NEXT_COUNT])
+        first, last = _range(table, batch, _CU_OFFSETS, within, table[batch, _CU_COUNT])
+        if last - first != end - begin + 1:
+            continue
+        bounds = carray(pointer(table[batch, _CU]), table[batch, _CU_COUNT], np.int32)[first:last]
+        following = carray(pointer(table[batch, _NEXT]), table[batch, _NEXT_COUNT], np.int32)[begin:end]
+        documents = carray(pointer(table[batch, _DOC_TARGETS]), table[batch, _NEXT_COUNT], np.int64)[begin:end]
+        for segment in range(end - begin):
+            length = np.int64(bounds[segment + 1]) - np.int64(bounds[segment])
+            here[place] = length - (following[segment] == NO_NEXT)
+            everywhere[place] = documents[segment]
+            place += 1
+    return here, everywhere

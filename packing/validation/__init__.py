@@ -10,6 +10,7 @@
     I7        row_id is dense, in file order
     I8        the list offsets of every record batch begin at 0
     I10       files and rows match their hashes
+    I11       doc_targets is the number of targets in all segments of the document
     totals    the manifest's totals and drops are those of the rows
     schedule  the bucket schedule is the one that its settings give for these buckets
     manifest  the manifest matches its fingerprint and lists all parts
@@ -37,7 +38,7 @@ from typing import Any
 from seqmill.packing.schema import KIND
 from seqmill.packing.tokens import TokenStore
 from seqmill.packing.totals import RowTotals
-from seqmill.packing.validation.documents import check_documents
+from seqmill.packing.validation.documents import check_documents, check_targets
 from seqmill.packing.validation.files import believing, read_manifest
 from seqmill.packing.validation.reference import Reference
 from seqmill.packing.validation.report import Findings, ValidationReport, Violation
@@ -70,6 +71,8 @@ def validate(folder: str | Path, tokens: str | Path | None = None) -> Validation
     with believing(findings):
         segments, total = _check_shards(folder, manifest, reference, findings)
         findings.extend(check_documents(segments, manifest, reference))
+        if not findings.violations:
+            findings.extend(check_targets(segments, manifest))
         findings.extend(check_totals(total, segments, manifest))
         findings.extend(check_schedule(folder, manifest))
     return ValidationReport(str(folder), len(manifest["files"]), total.rows, total.tokens, findings.violations)

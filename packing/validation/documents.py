@@ -30,6 +30,31 @@ def check_documents(
             yield from compare_targets(pieces, manifest, reference)
 
 
+def check_targets(segments: Segments, manifest: Mapping[str, Any]) -> Iterator[Violation]:
+    """I11, for segments of which I4 and I5 hold.
+
+    The documents of an id have as many targets as its segments. Each of its segments tells no more and no less than
+    those that begin documents do, for nothing tells which of the documents it belongs to.
+    """
+    targets = segments.stop - segments.start - (segments.next_token == NO_NEXT)
+    is_head = segments.start == 0
+    right = is_head & (segments.next_token == NO_NEXT) & (segments.doc_targets == targets)  # most: a whole document
+    left = np.flatnonzero(~right)
+    if not len(left):
+        return
+    group = number_keys(segments.doc_id[left])
+    groups = int(group.max()) + 1
+    told, heads = segments.doc_targets[left], is_head[left]
+    counted, claimed = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    np.add.at(counted, group, targets[left])
+    np.add.at(claimed, group[heads], told[heads])
+    least, most = np.full(groups, np.iinfo(np.int64).max), np.full(groups, -1, np.int64)
+    np.minimum.at(least, group[heads], told[heads])
+    np.maximum.at(most, group[heads], told[heads])
+    wrong = (counted != claimed)[group] | (told < least[group]) | (told > most[group])
+    yield from per_file(manifest, segments, left, wrong, "I11", "doc_targets is not the number of its targets")
+
+
 def _are_whole(segments: Segments, has_buckets: bool) -> bool:
     """Whether the ids are all different and the segments of each follow each other: the usual case, quickly seen.
 
@@ -105,6 +130,7 @@ def _with_last_tokens(segments: Segments) -> Segments:
         stop=segments.stop[last] + 1,
         first_token=segments.next_token[last],
         next_token=np.full(len(last), NO_NEXT, np.int64),
+        doc_targets=segments.doc_targets[last],
         digest=np.zeros(len(last), np.uint64),
     )
     return Segments.join([segments, added])

@@ -47,12 +47,13 @@ class Segments:
     stop: Int64s
     first_token: Int64s
     next_token: Int64s
+    doc_targets: Int64s
     digest: UInt64s  # of tokens and is_repeat, where the id stands for several documents of the tokens folder; else 0
 
     @classmethod
     def join(cls, parts: Iterable["Segments"]) -> "Segments":
         """One after the other."""
-        dtypes = (np.int32, np.int64, np.uint64, np.int64, np.int64, np.int64, np.int64, np.uint64)
+        dtypes = (np.int32, np.int64, np.uint64, *[np.int64] * 5, np.uint64)
         parts = list(parts)
         names = [field.name for field in fields(cls)]
         return cls(

@@ -166,6 +166,7 @@ class Shard:
             stop=start + bounds,
             first_token=ids.values[ends[:-1]].astype(np.int64),
             next_token=following,
+            doc_targets=lists["doc_targets"].values,
             digest=np.zeros(len(bounds), np.uint64),
         )
         is_repeat = lists[REPEAT_COLUMN].values if self.has_repeats else None

@@ -1,6 +1,7 @@
 """The gradient of a packed update is the sum over its documents, however it is cut."""
 
 import itertools
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -98,3 +99,29 @@ def test_bfloat16_products_come_close_to_float32(model: Model, batch: dict[str, 
     assert all(found[name].dtype == torch.float32 for name in expected)
     cosine = F.cosine_similarity(found["embedding.weight"].flatten(), expected["embedding.weight"].flatten(), dim=0)
     assert cosine > 0.98
+
+
+def test_documents_count_alike_in_the_sample_mean(model: Model, pack_folder: Callable[..., Path]) -> None:
+    """Over a whole epoch in one update, every document's own mean loss has the same part in the gradient."""
+    documents = [[(7 * k + place * place) % 100 for place in range(length)] for k, length in enumerate((50, 9, 24, 33))]
+    dataset = PackedDataset(pack_folder(documents, capacity=24), batch_rows=10**6, normalisation="sample-mean")
+    batch = dataset.batch_at(0)
+    model.double()
+    loss, _ = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 64)
+    found = gradients(model)
+    losses: dict[int, list[torch.Tensor]] = {}
+    place = 0
+    for row in batch["row_ids"].tolist():
+        for document in dataset.row(row)["doc_id"].tolist():
+            first, last = batch["cu_seqlens"][place : place + 2].tolist()
+            ids, targets = batch["input_ids"][first:last], batch["targets"][first:last]
+            logits = model(ids, torch.arange(len(ids)), Segments.of([len(ids)])) @ model.head_weight.T
+            each = F.cross_entropy(logits[:, : model.config.vocab_size], targets, ignore_index=-100, reduction="none")
+            losses.setdefault(document, []).append(each[targets != IGNORED])
+            place += 1
+    means = [torch.cat(parts).mean() for parts in losses.values() if len(torch.cat(parts))]
+    assert any(len(parts) > 1 for parts in losses.values())
+    expected = torch.stack(means).mean()
+    expected.backward()  # type: ignore[no-untyped-call]
+    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    assert_same_gradients(found, gradients(model))

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from seqmill.errors import UserError
+from seqmill.packing import PackedDataset
 from seqmill.packing.loss_weights import (
     NORMALISATIONS,
     check_normalisation,
@@ -85,3 +86,64 @@ def test_an_unknown_normalisation_is_refused() -> None:
     assert check_normalisation("sum") == "sum"
     with pytest.raises(UserError, match="unknown normalisation of the loss 'mean'; choose one of token-mean"):
         check_normalisation("mean")
+
+
+def weighted(batch: dict[str, Any], losses: dict[tuple[int, int], float]) -> float:
+    """The part of the step's loss that a rank adds, of given losses per segment (row, number) and token."""
+    found, place = 0.0, 0
+    for row, count in zip(batch["row_ids"].tolist(), batch["segments"], strict=True):
+        for number in range(count):
+            first, last = batch["cu_seqlens"][place : place + 2].tolist()
+            targets = int((batch["targets"][first:last] != -100).sum())
+            found += float(batch["loss_weights"][place]) * losses[row, number] * targets
+            place += 1
+    return found / batch["global_loss_weight"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+@pytest.mark.parametrize("name", ["sample-mean", "segment-mean", "rank-token-mean", "sum"])
+def test_the_weighted_loss_of_a_step_is_the_mean_it_is_named_after(pack: Callable, name: str, ranks: int) -> None:
+    packed = pack(LENGTHS, 32)
+    rows = [row for path in sorted(packed.folder.glob("part-*.arrow")) for row in read_arrow(path).to_pylist()]
+    losses = {(row["row_id"], k): 1.0 + 7 * row["row_id"] % 5 + k for row in rows for k in range(len(row["doc_id"]))}
+    datasets = [
+        PackedDataset(packed.folder, batch_rows=5, seed=1, rank=rank, world_size=ranks, normalisation=name)
+        for rank in range(ranks)
+    ]
+    for step in range(len(datasets[0])):
+        batches = [dataset.batch_at(step) for dataset in datasets]
+        for batch in batches:
+            batch["segments"] = [len(rows[row]["doc_id"]) for row in batch["row_ids"].tolist()]
+        found = sum(weighted(batch, losses) for batch in batches)
+        segments = [
+            (
+                losses[row, k],
+                rows[row]["seq_lengths"][k] - (rows[row]["next_token"][k] == -1),
+                rows[row]["doc_targets"][k],
+            )
+            for batch in batches
+            for row in batch["row_ids"].tolist()
+            for k in range(len(rows[row]["doc_id"]))
+        ]
+        trained = [(loss, here, everywhere) for loss, here, everywhere in segments if here]
+        if name == "segment-mean":
+            expected = np.mean([loss for loss, _, _ in trained])
+        elif name == "sample-mean":
+            expected = np.average([loss for loss, _, _ in trained], weights=[h / e for _, h, e in trained])
+        elif name == "sum":
+            expected = sum(loss * here for loss, here, _ in trained)
+        else:  # each rank's own mean, and the mean of these
+            expected = np.mean([rank_mean(batch, losses) for batch in batches])
+        assert found == pytest.approx(expected)
+
+
+def rank_mean(batch: dict[str, Any], losses: dict[tuple[int, int], float]) -> float:
+    total = weighted({**batch, "global_loss_weight": 1.0}, losses)
+    return total / max(1, batch["n_loss_tokens"])
+
+
+def test_the_token_mean_needs_no_weights(pack: Callable) -> None:
+    packed = pack(LENGTHS, 32)
+    assert "loss_weights" not in PackedDataset(packed.folder).batch_at(0)
+    with pytest.raises(UserError, match="unknown normalisation"):
+        PackedDataset(packed.folder, normalisation="mean")

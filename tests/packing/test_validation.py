@@ -113,6 +113,7 @@ CHANGES: dict[str, tuple[set[str], Callable[[dict[str, Any]], None]]] = {
     "a document's offset": ({"I4"}, lambda row: row["doc_offset"].__setitem__(0, 1)),
     "another document's id": ({"I4"}, lambda row: row["doc_id"].__setitem__(0, row["doc_id"][1])),
     "an invented next token": ({"I5", "I6"}, lambda row: row["next_token"].__setitem__(0, 12)),
+    "a document's targets": ({"I11"}, lambda row: row["doc_targets"].__setitem__(0, 77)),
     "n_loss_tokens": ({"I6"}, lambda row: row.__setitem__("n_loss_tokens", 0)),
     "row_id": ({"I7"}, lambda row: row.__setitem__("row_id", 0)),
 }

@@ -20,6 +20,11 @@ def train(
     steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
     batch_tokens: Annotated[int, typer.Option(help="Room of one update's rows, in tokens.")] = 8192,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the model's own.")] = None,
+    optimizer: Annotated[str, typer.Option(help="adamw, or muon for the matrices of the layers.")] = "adamw",
+    schedule: Annotated[str, typer.Option(help="Of the rate after warm-up: cosine, linear or wsd.")] = "cosine",
+    normalisation: Annotated[
+        str, typer.Option(help="Of the loss: token-mean, sample-mean, segment-mean, rank-token-mean or sum.")
+    ] = "token-mean",
     checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the first weights and the order of rows.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
@@ -32,6 +37,7 @@ def train(
     from seqmill.storage import only_writer
 
     flags = {"model": model, "steps": steps, "batch_tokens": batch_tokens, "checkpoint_every": checkpoint_every}
+    flags |= {"optimizer": optimizer, "schedule": schedule, "normalisation": normalisation}
     more = {"seed": seed, "device": device, **({} if learning_rate is None else {"learning_rate": learning_rate})}
     with only_writer(out):
         result = train_model(packed, read_train_config({**flags, **more}), out, make_progress(quiet))
