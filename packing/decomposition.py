@@ -83,6 +83,7 @@ def decompose(
         overflow="split",
         seed=seed,
         buckets=buckets,
+        algorithm="dataset-decomposition",
         split_documents=split,
         **_account(checked, kept_pairs(checked, buckets)),
     )
