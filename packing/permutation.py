@@ -88,12 +88,18 @@ def permutation(count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int6
 @njit(cache=True, nogil=True)
 def permute_range(first: int, count: int, keys: npt.NDArray[np.uint64], out: np.ndarray) -> None:
     """Write `permute(i, count, keys)` for i from `first` on to `out`, integers[at most count - first]."""
-    bits = _bits(count)
+    bits, walking = _bits(count), np.empty(_BLOCK, np.int64)
     for begin in range(0, out.size, _BLOCK):
         block = out[begin : begin + _BLOCK]
-        # One step for all, without a branch in between, and then the walk of those that need more
         for place in range(block.size):
-            block[place] = _step(first + begin + place, bits, keys)
-        for place in range(block.size):
-            if block[place] >= count:
-                block[place] = _walk(block[place], count, bits, keys)
+            block[place], walking[place] = first + begin + place, place
+        # All that still walk take a step side by side: no step waits for another one, and nothing has to be guessed
+        left = block.size
+        while left:
+            still = 0
+            for number in range(left):
+                place = walking[number]
+                block[place] = _step(block[place], bits, keys)
+                walking[still] = place
+                still += block[place] >= count
+            left = still

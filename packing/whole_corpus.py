@@ -25,6 +25,7 @@ from seqmill.packing.permutation import permute_range, round_keys
 
 Int64s = npt.NDArray[np.int64]
 _CHUNK = 1 << 16  # documents or bins that are worth a thread
+_SHARES = 8  # of the bins per thread: rows of many fragments lie together, and take longer
 _TOGETHER = 4096  # fragments that are placed while their rows are in the cache
 
 
@@ -32,50 +33,45 @@ def pack(documents: Documents) -> Rows:
     """The rows of exact best-fit-decreasing, in an order that the seed draws; in a row, longer fragments come first."""
     lengths, capacity, policy = documents.lengths, documents.capacity, documents.policy
     with ThreadPoolExecutor(documents.threads) as pool:
-        # every chunk has a table as long as the capacity
-        chunks = _chunks(len(lengths), max(_CHUNK, 4 * capacity), documents.threads)
-        tables = list(pool.map(lambda part: _count(lengths[part], capacity, policy), chunks))
+
+        def each(work: Callable[..., None], *arguments: Iterable[Any]) -> None:
+            for _ in pool.map(work, *arguments):
+                pass
+
+        chunks = _chunks(len(lengths), max(_CHUNK, 4 * capacity), documents.threads)  # each has a table by length
+        tables = list(pool.map(lambda chunk: _count(lengths[chunk], capacity, policy), chunks))
         counts = np.sum(tables, axis=0)
         events, groups, bins = best_fit_decreasing(counts, capacity)
-        queue_begin = np.cumsum(counts) - counts  # where the queue of every length begins
+        shifts = _shifts(events, round_keys("queues", documents.seed))
+
         fragments = int(counts.sum())
         queue = np.empty(fragments, np.int32 if len(lengths) < 2**31 else np.int64)
         full_start = np.empty(int(counts[capacity]) if policy == SPLIT else 0, np.int64)
-        cursors = queue_begin + np.cumsum(tables, axis=0) - tables
-        _each(
-            pool,
-            lambda part, cursor: _fill_queues(
-                lengths, part.start, part.stop, capacity, policy, cursor, queue, full_start
+        begin = np.cumsum(counts) - counts  # of the queue of every length
+        cursors = begin + np.cumsum(tables, axis=0) - tables
+        each(
+            lambda chunk, cursor: _fill_queues(
+                lengths, chunk.start, chunk.stop, capacity, policy, cursor, queue, full_start
             ),
             chunks,
             cursors,
         )
+
+        shares = _chunks(bins, _CHUNK, _SHARES * documents.threads)
         row_of_bin = np.empty(bins, np.int32 if bins < 2**31 else np.int64)
         keys = round_keys("rows", documents.seed)
-        shares = _chunks(bins, _CHUNK, 8 * documents.threads)
-        _each(pool, lambda share: permute_range(share.start, bins, keys, row_of_bin[share]), shares)
-        row_offsets = _row_offsets(groups, events, row_of_bin)
-        rows = Rows(
-            row_offsets, np.empty(fragments, np.int64), np.zeros(fragments, np.int64), np.empty(fragments, np.int64)
-        )
-        shifts = _shifts(events, round_keys("queues", documents.seed))
-        _each(
-            pool,
+        each(lambda share: permute_range(share.start, bins, keys, row_of_bin[share]), shares)
+        offsets = _row_offsets(groups, events, row_of_bin)
+        item, start, stop = np.empty(fragments, np.int64), np.zeros(fragments, np.int64), np.empty(fragments, np.int64)
+        rows = Rows(offsets, item, start, stop)
+        each(
             lambda share: _fill_rows(
-                share.start,
-                share.stop,
-                groups,
-                events,
-                shifts,
-                queue_begin,
-                queue,
-                full_start,
-                lengths,
-                row_of_bin,
-                *rows,
+                share.start, share.stop, groups, events, shifts, begin, queue, lengths, row_of_bin, *rows
             ),
             shares,
         )
+        if full_start.size:
+            _place_full(full_start, int(shifts[0]), capacity, row_of_bin, offsets, start, stop)
     return rows
 
 
@@ -84,11 +80,6 @@ def _chunks(count: int, least: int, most: int) -> list[slice]:
     parts = max(1, min(most, count // least))
     bounds = [count * part // parts for part in range(parts + 1)]
     return [slice(a, b) for a, b in pairwise(bounds)]
-
-
-def _each(pool: ThreadPoolExecutor, work: Callable[..., None], *arguments: Iterable[Any]) -> None:
-    for _ in pool.map(work, *arguments):
-        pass
 
 
 @njit(cache=True, nogil=True)
@@ -186,7 +177,6 @@ def _fill_rows(
     shifts: Int64s,
     queue_begin: Int64s,
     queue: np.ndarray,
-    full_start: Int64s,
     lengths: Int64s,
     row_of_bin: np.ndarray,
     row_offsets: Int64s,
@@ -194,48 +184,57 @@ def _fill_rows(
     start: Int64s,
     stop: Int64s,
 ) -> None:
-    """Write the rows of bins first to last."""
-    full_begin = queue.size - full_start.size
-    number = np.searchsorted(groups["first_bin"], first, "right") - 1
-    begin = first
+    """Write the rows of bins first to last, `start` only where it is not 0; `_place_full` mends pieces as long as rows.
+
+    A row is written from its end, as the last event of its bin holds its shortest fragments.
+    """
     ends = np.empty(_TOGETHER, np.int64)
+    number, begin = np.searchsorted(groups["first_bin"], first, "right") - 1, first
     while begin < last:
         group = groups[number]
-        group_end = min(last, group.first_bin + group.bins)
-        some = max(1, _TOGETHER // events[group.event].total)
-        while begin < group_end:
-            end = min(begin + some, group_end)
-            for place in range(end - begin):
-                ends[place] = row_offsets[row_of_bin[begin + place] + 1]
-            index, slot = group.event, 1
-            while index >= 0:
-                event = events[index]
-                queue_place = queue_begin[event.length] + event.queue
-                # bin b of n takes the items t, t + n, t + 2n, ... of its event's part of the queue; t = b + shift mod n
-                turn = begin - event.first_bin + shifts[index]
-                if turn >= event.bins:
-                    turn -= event.bins
-                for _ in range(event.each):
-                    source = queue_place + turn
-                    turn_end = queue_place + event.bins
-                    for place in range(end - begin):
-                        where = ends[place] - slot
-                        found = queue[source]
-                        if found < 0:
-                            found = -1 - found
-                            start[where] = lengths[found] - event.length
-                            stop[where] = lengths[found]
-                        elif full_start.size and source >= full_begin:
-                            start[where] = full_start[source - full_begin]
-                            stop[where] = start[where] + event.length
-                        else:
-                            stop[where] = event.length
-                        item[where] = found
-                        source += 1
-                        if source == turn_end:
-                            source = queue_place
-                    queue_place += event.bins
-                    slot += 1
-                index = event.parent
-            begin = end
-        number += 1
+        end = min(last, group.first_bin + group.bins, begin + max(1, _TOGETHER // events[group.event].total))
+        for place in range(end - begin):
+            ends[place] = row_offsets[row_of_bin[begin + place] + 1]
+        index, slot = group.event, 1
+        while index >= 0:
+            event = events[index]
+            # bin b of n takes the items t, t + n, t + 2n, ... of its event's part of the queue; t = b + shift mod n
+            turn = (begin - event.first_bin + shifts[index]) % event.bins
+            turn_begin = queue_begin[event.length] + event.queue
+            for _ in range(event.each):
+                source, turn_end = turn_begin + turn, turn_begin + event.bins
+                for place in range(end - begin):
+                    where, found = ends[place] - slot, queue[source]
+                    if found >= 0:
+                        item[where], stop[where] = found, event.length
+                    else:  # the tail of a document
+                        item[where], stop[where] = -1 - found, lengths[-1 - found]
+                        start[where] = lengths[-1 - found] - event.length
+                    source += 1
+                    if source == turn_end:
+                        source = turn_begin
+                turn_begin = turn_end
+                slot += 1
+            index = event.parent
+        begin = end
+        number += begin == group.first_bin + group.bins
+
+
+@njit(cache=True, nogil=True)
+def _place_full(
+    full_start: Int64s,
+    shift: int,
+    capacity: int,
+    row_of_bin: np.ndarray,
+    row_offsets: Int64s,
+    start: Int64s,
+    stop: Int64s,
+) -> None:
+    """Say where the pieces as long as a row lie in their documents: the first event, a bin for each."""
+    source = shift
+    for bin_number in range(full_start.size):
+        where = row_offsets[row_of_bin[bin_number]]
+        start[where], stop[where] = full_start[source], full_start[source] + capacity
+        source += 1
+        if source == full_start.size:
+            source = 0
