@@ -1,4 +1,4 @@
-"""Best-fit-decreasing on counts: exact, in time that depends on the capacity and not on the number of items.
+"""Best-fit-decreasing on counts: exact, in time that depends on the lengths that occur and not on the number of items.
 
 Best-fit-decreasing (Ding et al. 2024, arXiv 2404.10830) takes the items from long to short and puts each where the
 least room is left. Items of one length are interchangeable (Krell et al. 2021, arXiv 2107.02027), and so are bins with
@@ -12,8 +12,11 @@ A whole group of equal bins is therefore filled by one division, which this modu
     event 2: 1 new bin  (bin 1)    takes 2 items of length 3, residual 2
 
 A group is split at a bin boundary only, so its bins stay a contiguous range. An event at least halves the residual of
-its bins (s mod l < s / 2), hence there are at most O(capacity log capacity) of them.
+its bins (s mod l < s / 2), hence there are at most O(capacity log capacity) of them. Of several groups with one
+residual, the one that was touched last is filled first.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -30,16 +33,34 @@ EVENT = np.dtype(
         ("total", np.int64),  # items in each of these bins after the event
     ]
 )
-_GROUP = np.dtype(
+GROUP = np.dtype(
     [
-        ("first_bin", np.int64),
+        ("first_bin", np.int64),  # bins first_bin .. first_bin + bins have the same residual
         ("bins", np.int64),
-        ("event", np.int64),  # the last event of these bins, or -1 for new ones
+        ("event", np.int64),  # the last event of these bins, or -1 for those without one
         ("below", np.int64),  # the next group with the same residual, or -1
     ]
 )
 _LOW_SIX = np.int64(63)
 _ONE = np.uint64(1)
+
+Int64s = npt.NDArray[np.int64]
+UInt64s = npt.NDArray[np.uint64]
+
+
+class Shelves(NamedTuple):
+    """The groups of bins by residual, for residuals 0 to capacity."""
+
+    bits: UInt64s  # a bit for every residual above 0 that some group has
+    summary: UInt64s  # a bit for every word of `bits` that is not zero
+    heads: Int64s  # int64[capacity + 1]: of each residual the group that was touched last, or -1
+
+
+@njit(cache=True, nogil=True)
+def empty_shelves(capacity: int) -> Shelves:
+    """Shelves without groups."""
+    bits = np.zeros((capacity >> 6) + 1, np.uint64)
+    return Shelves(bits, np.zeros((bits.size >> 6) + 1, np.uint64), np.full(capacity + 1, -1, np.int64))
 
 
 @njit(cache=True, nogil=True)
@@ -61,19 +82,21 @@ def _lowest_bit(word: np.uint64) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _mark(bits: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], residual: int, present: bool) -> None:
-    """Note whether any group has this residual. `summary` has a bit for every word of `bits` that is not zero."""
-    word = residual >> 6
+def mark(shelves: Shelves, residual: int) -> None:
+    """Bring the bits up to date with whether any group has this residual."""
+    bits, summary, word = shelves.bits, shelves.summary, residual >> 6
     bit = _ONE << np.uint64(residual & _LOW_SIX)
-    bits[word] = bits[word] | bit if present else bits[word] & ~bit
+    bits[word] = bits[word] | bit if residual and shelves.heads[residual] >= 0 else bits[word] & ~bit
     bit = _ONE << np.uint64(word & _LOW_SIX)
     summary[word >> 6] = summary[word >> 6] | bit if bits[word] else summary[word >> 6] & ~bit
 
 
 @njit(cache=True, nogil=True)
-def _tightest(bits: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], length: int) -> int:
+def tightest(shelves: Shelves, length: int) -> int:
     """The smallest residual >= `length` that some group has, or -1."""
-    word = length >> 6
+    bits, summary, word = shelves.bits, shelves.summary, length >> 6
+    if word >= bits.size:
+        return -1
     found = bits[word] >> np.uint64(length & _LOW_SIX)
     if found:
         return length + _lowest_bit(found)
@@ -95,14 +118,14 @@ def _tightest(bits: npt.NDArray[np.uint64], summary: npt.NDArray[np.uint64], len
 
 
 @njit(cache=True, nogil=True)
-def _push(
-    groups: np.ndarray, used: int, heads: npt.NDArray[np.int64], residual: int, first_bin: int, bins: int, event: int
-) -> int:
+def push(shelves: Shelves, groups: np.ndarray, used: int, residual: int, first_bin: int, bins: int, event: int) -> int:
+    """Put a group on the shelf of its residual, as record `used` of `groups`; returns the records in use."""
     groups[used].first_bin = first_bin
     groups[used].bins = bins
     groups[used].event = event
-    groups[used].below = heads[residual]
-    heads[residual] = used
+    groups[used].below = shelves.heads[residual]
+    shelves.heads[residual] = used
+    mark(shelves, residual)
     return used + 1
 
 
@@ -121,30 +144,30 @@ def _record(
 
 
 @njit(cache=True, nogil=True)
-def best_fit_decreasing(counts: npt.NDArray[np.int64], capacity: int) -> tuple[np.ndarray, int]:
-    """Pack `counts[l]` items of every length l into bins of `capacity`.
+def fill(
+    lengths: Int64s, counts: Int64s, shelves: Shelves, groups: np.ndarray, used_groups: int, all_bins: int
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Put items into the bins that are on the shelves, and into new ones.
 
     Args:
-        counts: int64[capacity + 1], items per length in tokens; counts[0] is not looked at.
+        lengths: the lengths that occur, longest first; of each there are counts[length] items.
+        groups, used_groups: the records of the groups on the shelves.
+        all_bins: the number of the next new bin.
 
     Returns:
-        The events in the order in which they happen, EVENT[...], and the number of bins.
+        The events in the order in which they happen, EVENT[...]; groups, used_groups and all_bins as they are now.
     """
-    bits = np.zeros((capacity >> 6) + 1, np.uint64)
-    summary = np.zeros((bits.size >> 6) + 1, np.uint64)
-    heads = np.full(capacity + 1, -1, np.int64)
-    groups, used_groups = np.empty(1024, _GROUP), 0
+    heads = shelves.heads
     events, used_events = np.empty(1024, EVENT), 0
-    all_bins = 0
-    for length in range(capacity, 0, -1):
+    for length in lengths:
         left, queue = counts[length], 0
         while left > 0:
             groups = _with_room(groups, used_groups, 3)
             events = _with_room(events, used_events, 2)
-            residual = _tightest(bits, summary, length)
+            residual = tightest(shelves, length)
             if residual < 0:  # no bin has room: open as many as the rest of this length needs
-                residual, first_bin, parent = capacity, all_bins, -1
-                each = capacity // length
+                residual, first_bin, parent = heads.size - 1, all_bins, -1
+                each = residual // length
                 bins = (left + each - 1) // each
                 all_bins += bins
             else:
@@ -158,8 +181,7 @@ def best_fit_decreasing(counts: npt.NDArray[np.int64], capacity: int) -> tuple[n
                 if filled > 0 and take > 0 and bins > 0:
                     used_events = _record(events, used_events, first_bin, filled, take, length, queue, parent)
                     after = residual - take * length
-                    used_groups = _push(groups, used_groups, heads, after, first_bin, filled, used_events - 1)
-                    _mark(bits, summary, after, after > 0)
+                    used_groups = push(shelves, groups, used_groups, after, first_bin, filled, used_events - 1)
                     first_bin, bins, queue, left = (
                         first_bin + filled,
                         bins - filled,
@@ -167,6 +189,37 @@ def best_fit_decreasing(counts: npt.NDArray[np.int64], capacity: int) -> tuple[n
                         left - filled * take,
                     )
             if bins > 0:
-                used_groups = _push(groups, used_groups, heads, residual, first_bin, bins, parent)
-            _mark(bits, summary, residual, heads[residual] >= 0)
-    return events[:used_events], all_bins
+                used_groups = push(shelves, groups, used_groups, residual, first_bin, bins, parent)
+            mark(shelves, residual)
+    return events[:used_events], groups, used_groups, all_bins
+
+
+@njit(cache=True, nogil=True)
+def _all_groups(shelves: Shelves, groups: np.ndarray) -> np.ndarray:
+    """The groups on all shelves by their first bin."""
+    found = np.empty(groups.size, GROUP)
+    count = 0
+    for residual in range(shelves.heads.size):
+        group = shelves.heads[residual]
+        while group >= 0:
+            found[count] = groups[group]
+            count += 1
+            group = groups[group].below
+    return found[np.argsort(found["first_bin"][:count])]
+
+
+@njit(cache=True, nogil=True)
+def best_fit_decreasing(counts: Int64s, capacity: int) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pack `counts[l]` items of every length l into bins of `capacity`.
+
+    Args:
+        counts: int64[capacity + 1], items per length in tokens; counts[0] is 0.
+
+    Returns:
+        The events in the order in which they happen, EVENT[...]; the groups of bins that had the same events,
+        GROUP[...], side by side from bin 0 on; and the number of bins.
+    """
+    shelves = empty_shelves(capacity)
+    lengths = np.flatnonzero(counts)[::-1].copy()
+    events, groups, _, bins = fill(lengths, counts, shelves, np.empty(1024, GROUP), 0, 0)
+    return events, _all_groups(shelves, groups), bins

@@ -60,10 +60,8 @@ def decompose(
         raise UserError(f"unknown policy {leftovers!r} for leftovers; choose one of {', '.join(LEFTOVERS)}")
     pieces, item, start, split = _pieces(checked, low, high, OVERLONG.index(overlong), leftovers != "drop", seed)
     first, shared = int(pieces[0]), slice(pieces[0], pieces[0] + pieces[-1])
-    order, sizes, leftover_offsets = _share(checked, item[shared], start[shared], shortest, leftovers, seed)
-    item[shared], start[shared] = item[shared][order], start[shared][order]
     stop = _stops(start, pieces, shortest)
-    np.add(start[shared], sizes, out=stop[shared])
+    leftover_offsets = _share(checked, item[shared], start[shared], stop[shared], shortest, leftovers, seed)
     leftover_rows = len(leftover_offsets) - 1
     buckets = Buckets(
         shortest=shortest,
@@ -71,11 +69,13 @@ def decompose(
         leftovers=leftovers,
         rows=(first + leftover_rows, *pieces[1:-1].tolist()),
         leftover_rows=leftover_rows,
-        leftover_tokens=int(sizes.sum()),
+        leftover_tokens=_total(start[shared], stop[shared]),
     )
-    later = np.arange(first + pieces[-1] + 1, len(item) + 1)
+    row_offsets = np.arange(leftover_rows + len(item) - pieces[-1] + 1)  # a piece has a row for itself
+    np.add(leftover_offsets, first, out=row_offsets[first : first + leftover_rows + 1])
+    row_offsets[first + leftover_rows + 1 :] += pieces[-1] - leftover_rows
     return PackPlan(
-        row_offsets=np.concatenate([np.arange(first), first + leftover_offsets, later]),
+        row_offsets=row_offsets,
         item=item,
         start=start,
         stop=stop,
@@ -83,8 +83,9 @@ def decompose(
         overflow="split",
         seed=seed,
         buckets=buckets,
+        algorithm="dataset-decomposition",
         split_documents=split,
-        **_account(checked, kept_pairs(checked, buckets)),
+        **_account(checked, shortest if leftovers == "drop" else 1),
     )
 
 
@@ -94,34 +95,64 @@ def kept_pairs(lengths: Int64s, buckets: Buckets) -> Int64s:
     return pairs & -buckets.shortest if buckets.leftovers == "drop" else pairs
 
 
-def _account(lengths: Int64s, kept: Int64s) -> dict[str, int]:
-    """The counters of a plan; a document with pairs in rows has one token more in it, its last target."""
-    is_packed = kept > 0
-    held = kept + is_packed
-    return {
-        "documents": len(lengths),
-        "tokens": int(kept.sum()),
-        "dropped_tokens": int((lengths - held).sum()),
-        "dropped_documents": int(np.count_nonzero((lengths > 0) & ~is_packed)),
-        "truncated_documents": int(np.count_nonzero(is_packed & (held < lengths))),
-        "empty_documents": int(np.count_nonzero(lengths == 0)),
-    }
+def _account(lengths: Int64s, multiple: int) -> dict[str, int]:
+    """The counters of a plan that keeps of every document's pairs a multiple of `multiple`, a power of two."""
+    names = ("tokens", "dropped_tokens", "dropped_documents", "truncated_documents", "empty_documents")
+    return {"documents": len(lengths), **dict(zip(names, _count(lengths, multiple), strict=True))}
 
 
-def _share(
-    lengths: Int64s, item: Int64s, start: Int64s, room: int, leftovers: str, seed: int
-) -> tuple[Int64s, Int64s, Int64s]:
-    """The rows of the leftovers, which begin at `start` of `item` and end at the document's last pair.
+@njit(cache=True, nogil=True)
+def _count(lengths: Int64s, multiple: int) -> tuple[int, int, int, int, int]:
+    """Tokens, dropped tokens, dropped documents, truncated documents, empty documents."""
+    tokens = dropped = lost = cut = empty = 0
+    for length in lengths:
+        kept = max(length - 1, 0) & -multiple
+        held = kept + (kept > 0)  # a document with pairs in rows has one token more in it, its last target
+        tokens += kept
+        dropped += length - held
+        lost += length > 0 and kept == 0
+        cut += 0 < held < length
+        empty += length == 0
+    return tokens, dropped, lost, cut, empty
+
+
+def _share(lengths: Int64s, item: Int64s, start: Int64s, stop: Int64s, room: int, leftovers: str, seed: int) -> Int64s:
+    """Put the leftovers, which begin at `start` of `item`, into the order of their rows, and write where they stop.
 
     Returns:
-        Their order in the rows, and in this order their tokens, int64[leftovers]; the rows' bounds among them,
-        int64[rows + 1].
+        The rows' bounds among them, int64[rows + 1].
     """
-    sizes = lengths[item] - 1 - start
+    _end(lengths, item, stop)
     if leftovers == "pad":
-        return np.arange(len(item)), sizes, np.arange(len(item) + 1)
-    shared = plan(sizes, room, seed=seed)  # none is as long as a row, so each stays whole and starts at 0
-    return shared.item, shared.stop, shared.row_offsets
+        return np.arange(len(item) + 1)
+    shared = plan(stop - start, room, seed=seed)  # none is as long as a row, so each stays whole
+    _reorder(shared.item, shared.stop, item.copy(), start.copy(), item, start, stop)
+    return shared.row_offsets
+
+
+@njit(cache=True, nogil=True)
+def _end(lengths: Int64s, item: Int64s, stop: Int64s) -> None:
+    """Leftovers end with the document's last pair."""
+    for place in range(item.size):
+        stop[place] = lengths[item[place]] - 1
+
+
+@njit(cache=True, nogil=True)
+def _reorder(
+    order: Int64s, size: Int64s, old_item: Int64s, old_start: Int64s, item: Int64s, start: Int64s, stop: Int64s
+) -> None:
+    for place in range(order.size):
+        item[place], start[place] = old_item[order[place]], old_start[order[place]]
+        stop[place] = start[place] + size[place]
+
+
+@njit(cache=True, nogil=True)
+def _total(start: Int64s, stop: Int64s) -> int:
+    """Tokens of all these pieces."""
+    tokens = 0
+    for place in range(start.size):
+        tokens += stop[place] - start[place]
+    return tokens
 
 
 def _stops(start: Int64s, pieces: Int64s, shortest: int) -> Int64s:

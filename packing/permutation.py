@@ -16,6 +16,7 @@ _ROUNDS = 4
 _ODD_1 = np.uint64(0x9E3779B97F4A7C15)  # 2^64 / golden ratio
 _ODD_2 = np.uint64(0xC2B2AE3D27D4EB4F)  # a prime of the xxHash family
 _HALF = np.uint64(32)
+_BLOCK = 512  # elements that are permuted together
 
 
 def round_keys(*parts: int | str) -> npt.NDArray[np.uint64]:
@@ -48,20 +49,26 @@ def _bits(count: int) -> int:
 
 
 @njit(cache=True, nogil=True)
-def _walk(index: int, count: int, bits: int, keys: npt.NDArray[np.uint64]) -> np.int64:
+def _step(value: int, bits: int, keys: npt.NDArray[np.uint64]) -> np.int64:
+    """The Feistel network: a permutation of the numbers of `bits` bits."""
     low_bits = np.uint64(bits // 2)
     low_mask = (np.uint64(1) << low_bits) - np.uint64(1)
     high_mask = (np.uint64(1) << np.uint64(bits - bits // 2)) - np.uint64(1)
-    value = np.int64(index)
+    high = np.uint64(value) >> low_bits
+    low = np.uint64(value) & low_mask
+    for number in range(0, _ROUNDS, 2):  # each line is undone by itself, so the whole is a bijection
+        high ^= _scramble(low, keys[number]) & high_mask
+        low ^= _scramble(high, keys[number + 1]) & low_mask
+    return np.int64((high << low_bits) | low)
+
+
+@njit(cache=True, nogil=True)
+def _walk(value: int, count: int, bits: int, keys: npt.NDArray[np.uint64]) -> np.int64:
     while True:
-        high = np.uint64(value) >> low_bits
-        low = np.uint64(value) & low_mask
-        for number in range(0, _ROUNDS, 2):  # each line is undone by itself, so the whole is a bijection
-            high ^= _scramble(low, keys[number]) & high_mask
-            low ^= _scramble(high, keys[number + 1]) & low_mask
-        value = np.int64((high << low_bits) | low)
-        if value < count:  # true for at least every second value once count > 2: two steps on average at worst
-            return value
+        found = _step(value, bits, keys)
+        if found < count:  # true for at least every second value once count > 2: two steps on average at worst
+            return found
+        value = found
 
 
 @njit(cache=True, nogil=True)
@@ -74,7 +81,25 @@ def permute(index: int, count: int, keys: npt.NDArray[np.uint64]) -> np.int64:
 def permutation(count: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
     """The whole permutation: int64[count], element i is `permute(i, count, keys)`."""
     order = np.empty(count, np.int64)
-    bits = _bits(count)
-    for index in range(count):
-        order[index] = _walk(index, count, bits, keys)
+    permute_range(0, count, keys, order)
     return order
+
+
+@njit(cache=True, nogil=True)
+def permute_range(first: int, count: int, keys: npt.NDArray[np.uint64], out: np.ndarray) -> None:
+    """Write `permute(i, count, keys)` for i from `first` on to `out`, integers[at most count - first]."""
+    bits, walking = _bits(count), np.empty(_BLOCK, np.int64)
+    for begin in range(0, out.size, _BLOCK):
+        block = out[begin : begin + _BLOCK]
+        for place in range(block.size):
+            block[place], walking[place] = first + begin + place, place
+        # All that still walk take a step side by side: no step waits for another one, and nothing has to be guessed
+        left = block.size
+        while left:
+            still = 0
+            for number in range(left):
+                place = walking[number]
+                block[place] = _step(block[place], bits, keys)
+                walking[still] = place
+                still += block[place] >= count
+            left = still

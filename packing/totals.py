@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from seqmill.packing.pack_plan import ALGORITHM, PackPlan
+from seqmill.packing.pack_plan import PackPlan
 from seqmill.packing.schema import REPEAT_COLUMN
 from seqmill.packing.tokens import TokenStore
 
@@ -53,7 +53,7 @@ def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
     """What describes a packed dataset: the "pack" entry of its manifest and of every shard's metadata."""
     tokenizer = tokens.manifest.get("tokenizer", {})
     return {
-        "algorithm": "dataset-decomposition" if plan.buckets else ALGORITHM,
+        "algorithm": plan.algorithm,
         "capacity": plan.capacity,
         "overflow": plan.overflow,
         "seed": plan.seed,
@@ -67,6 +67,7 @@ def pack_settings(plan: PackPlan, tokens: TokenStore) -> dict[str, Any]:
         "tokens": tokens.manifest.get("fingerprint"),
         **({REPEAT_COLUMN: True} if tokens.has_repeats else {}),
         **({"buckets": plan.buckets.as_json()} if plan.buckets else {}),
+        **({"window": plan.window} if plan.window else {}),
     }
 
 

@@ -30,7 +30,7 @@ from seqmill.packing import (
 )
 from seqmill.packing.buckets import LEFTOVERS, OVERLONG, check_lengths
 from seqmill.packing.curriculum import SCHEDULE, check_settings
-from seqmill.packing.pack_plan import MAX_CAPACITY, OVERFLOWS
+from seqmill.packing.pack_plan import ALGORITHM, MAX_CAPACITY, check_algorithm
 from seqmill.pipeline.execution import (
     Executor,
     Progress,
@@ -88,14 +88,17 @@ class PackConfig:
     seq_len: int = 2048  # tokens that a row has room for, unless there are buckets
     overflow: str = "split"  # longer documents: "split", "truncate", "drop" or "error"
     seed: int = 0  # of the order of rows, and of all draws for buckets
+    algorithm: str = ALGORITHM  # or "windowed", "concat", "first-fit", which keep the order of the corpus
+    window: int | None = None  # documents that "windowed" packs together; None: 65536
     shard_tokens: int = 1 << 26  # room of one output file, in tokens
     buckets: BucketConfig | None = None  # rows of power-of-two lengths
 
     def __post_init__(self) -> None:
         if self.seq_len < 1:
             raise UserError(f"pack.seq_len = {self.seq_len}: a row needs room for at least 1 token")
-        if self.overflow not in OVERFLOWS:
-            raise UserError(f"pack.overflow = {self.overflow!r}: choose one of {', '.join(OVERFLOWS)}")
+        check_algorithm(self.algorithm, self.window, self.overflow)
+        if self.buckets and self.algorithm != ALGORITHM:
+            raise UserError(f"pack.algorithm = {self.algorithm!r} with buckets, which have their own; leave one away")
         if self.buckets and self.overflow != "split":
             raise UserError(
                 f"pack.overflow = {self.overflow!r}: buckets cut every document; leave it at 'split', or take "
@@ -193,7 +196,7 @@ def make_plan(payload: Mapping[str, Any], out: Path) -> UnitResult:
     if (cut := config.buckets) is not None:
         packed = decompose(lengths, cut.shortest, cut.longest, cut.overlong, cut.leftovers, config.seed)
     else:
-        packed = plan(lengths, config.seq_len, config.overflow, config.seed)
+        packed = plan(lengths, config.seq_len, config.overflow, config.seed, config.algorithm, config.window)
     save_plan(out / PLAN, packed)
     return UnitResult({PLAN: packed.rows})
 

@@ -22,6 +22,7 @@ INSTALLED = "installed"  # written last, so that a killed installation is made a
 
 PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
 TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
+PACKERS = ("trl", "lightbinpack")
 OUR_OWN = ("gigatoken", "tokenizers", "python")  # what this project depends on runs in its environment
 
 
@@ -45,11 +46,11 @@ class Answer:
 
 @dataclass(frozen=True)
 class System:
-    """One implementation behind benchmarks/peers/TASKS_NAME.py; protocol.py and tokens.py there tell the tasks."""
+    """One implementation behind benchmarks/peers/TASKS_NAME.py; protocol.py, tokens.py, sequences.py tell the tasks."""
 
     name: str
     python: Path
-    tasks: str = "run"  # of deduplication; "encode": of tokenizers
+    tasks: str = "run"  # of deduplication; "encode": of tokenizers; "plan": of packers
     one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:

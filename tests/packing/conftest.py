@@ -116,6 +116,7 @@ def packer(tmp_path: Path) -> Callable[..., Packed]:
         batch_tokens: int = 64,
         seed: int = 0,
         buckets: tuple[Any, ...] | None = None,
+        algorithm: str = "best-fit-decreasing",
         **tokens: Any,
     ) -> Packed:
         nonlocal used
@@ -127,7 +128,7 @@ def packer(tmp_path: Path) -> Callable[..., Packed]:
         if buckets:  # shortest, and then as in `decompose`: overlong, leftovers
             planned = decompose(store.lengths, buckets[0], capacity, *buckets[1:], seed=seed)
         else:
-            planned = plan(store.lengths, capacity, overflow, seed)
+            planned = plan(store.lengths, capacity, overflow, seed, algorithm)
         folder = root / "packed"
         files, totals = [], []
         edges = np.linspace(0, planned.rows, shards + 1).astype(int).tolist()

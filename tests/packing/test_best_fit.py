@@ -28,7 +28,7 @@ def naive_best_fit_decreasing(lengths: list[int], capacity: int) -> list[list[in
 def bins_of(lengths: list[int], capacity: int) -> list[list[int]]:
     """The bins that the events describe, each event played back by hand."""
     counts = np.bincount(lengths, minlength=capacity + 1).astype(np.int64)
-    events, count = best_fit_decreasing(counts, capacity)
+    events, groups, count = best_fit_decreasing(counts, capacity)
     bins: list[list[int]] = [[] for _ in range(count)]
     taken: Counter[int] = Counter()
     last = [-1] * count
@@ -41,6 +41,10 @@ def bins_of(lengths: list[int], capacity: int) -> list[list[int]]:
             bins[index] += [int(event["length"])] * int(event["each"])
             assert len(bins[index]) == event["total"]
     assert taken == Counter(lengths)
+    assert last == [group["event"] for group in groups for _ in range(group["bins"])]
+    assert [index for group in groups for index in range(group["first_bin"], group["first_bin"] + group["bins"])] == [
+        *range(count)
+    ]
     return bins
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from seqmill.errors import UserError
 from seqmill.packing import PackPlan, load_plan, plan, save_plan
-from seqmill.packing.pack_plan import MAX_CAPACITY, OVERFLOWS
+from seqmill.packing.pack_plan import ALGORITHMS, MAX_CAPACITY, OVERFLOWS, WINDOW
 
 
 def intervals(packed: PackPlan) -> dict[int, list[tuple[int, int]]]:
@@ -139,6 +139,8 @@ def test_overflow_error_names_the_document() -> None:
     [
         (([1], 0), "capacity of 0 tokens"),
         (([1], MAX_CAPACITY + 1), f"outside 1 to {MAX_CAPACITY}"),
+        (([1], 8, "split", 0, "best"), "unknown packing algorithm 'best'; choose one of best-fit-decreasing, windowed"),
+        (([1], 8, "split", 0, "concat", 5), "a window of 5 documents is given, but 'concat' has none"),
         (([1], 8, "wrap"), "unknown overflow policy 'wrap'; choose one of split, truncate, drop, error"),
         (([1, -2], 8), "document 1 has length -2"),
         ((np.array([3, 2**63], np.uint64), 8), "document 1 has length 9223372036854775808"),
@@ -159,6 +161,27 @@ def test_a_saved_plan_is_read_back_whole(tmp_path: Path, overflow: str) -> None:
     for name, value in asdict(packed).items():
         assert np.array_equal(getattr(loaded, name), value), name
     assert packed.rows > 10
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+def test_a_saved_plan_names_its_algorithm(tmp_path: Path, algorithm: str) -> None:
+    window = 7 if algorithm == "windowed" else None
+    packed = plan(np.random.default_rng(5).integers(0, 50, 300), 16, seed=9, algorithm=algorithm, window=window)
+    save_plan(tmp_path / "plan.arrow", packed)
+    loaded = load_plan(tmp_path / "plan.arrow")
+    assert (loaded.algorithm, loaded.window) == (algorithm, window)
+    for name, value in asdict(packed).items():
+        assert np.array_equal(getattr(loaded, name), value), name
+
+
+@pytest.mark.parametrize("algorithm", ALGORITHMS)
+@pytest.mark.parametrize("lengths", [[], [0], [0, 0, 3], [8], [9], [800]])
+def test_every_algorithm_takes_what_is_small_or_long(algorithm: str, lengths: list[int]) -> None:
+    packed = plan(np.array(lengths, np.int64), 8, algorithm=algorithm)
+    assert packed.tokens == sum(row_sums(packed)) == sum(lengths)
+    assert packed.rows == packed.lower_bound
+    assert packed.split_documents == sum(length > 8 for length in lengths)
+    assert packed.window == (WINDOW if algorithm == "windowed" else None)
 
 
 def test_an_empty_plan_can_be_saved(tmp_path: Path) -> None:

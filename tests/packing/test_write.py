@@ -10,7 +10,7 @@ import pytest
 import xxhash
 
 from seqmill.errors import UserError
-from seqmill.packing import RowTotals, TokenStore, load_plan, pack_settings, plan, save_plan, write_rows
+from seqmill.packing import RowTotals, TokenStore, load_plan, pack_settings, plan, save_plan, validate, write_rows
 from seqmill.storage import fingerprint, read_arrow, read_metadata
 
 LENGTHS = [0, 1, 15, 16, 17, 1600, 3, 3, 3, 40, 0, 31, 8, 8, 2, 5, 100, 7]
@@ -52,6 +52,20 @@ def test_documents_are_rebuilt_from_the_rows(pack: Callable, overflow: str, voca
         assert [follower for _, (_, follower) in parts] == followers + [-1] * bool(tokens)
         assert [offset for offset, _ in parts] == list(range(0, len(tokens), 16))
     assert not found
+
+
+def test_documents_that_rows_cut_anywhere_are_rebuilt(pack: Callable) -> None:
+    packed = pack(LENGTHS, 16, algorithm="concat")
+    found = fragments(packed.folder)
+    offsets = {offset % 16 for document in found.values() for offset in document}
+    assert len(offsets) > 5
+    for doc_id, document in zip(packed.corpus.doc_ids, packed.corpus.documents, strict=True):
+        parts = sorted(found.pop(doc_id, {}).items())
+        assert [token for _, (part, _) in parts for token in part] == document.tolist()
+        followers = [part[0] for _, (part, _) in parts[1:]]
+        assert [follower for _, (_, follower) in parts] == followers + [-1] * bool(len(document))
+    assert not found
+    assert validate(packed.folder, packed.corpus.folder).ok
 
 
 def test_every_column_follows_from_the_tokens_and_lengths(pack: Callable) -> None:

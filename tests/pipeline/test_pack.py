@@ -1,4 +1,4 @@
-"""The pack stage with buckets; rows of one length are tested with the runs of all stages."""
+"""The pack stage with buckets and with other algorithms; its usual rows are tested with the runs of all stages."""
 
 import json
 from collections.abc import Callable
@@ -124,6 +124,30 @@ def test_a_run_without_buckets_takes_the_schedule_away(tokens: Path, tmp_path: P
     assert validate(tmp_path, tokens).violations == ()
 
 
+@pytest.mark.parametrize("algorithm", ["windowed", "concat", "first-fit"])
+def test_every_algorithm_packs_everything_once_and_in_order(tokens: Path, tmp_path: Path, algorithm: str) -> None:
+    window = 20 if algorithm == "windowed" else None
+    config = PackConfig(seq_len=64, shard_tokens=1024, algorithm=algorithm, window=window)
+    manifest = run(tokens, tmp_path / "one", config)
+    assert len(manifest["files"]) > 8
+    assert validate(tmp_path / "one", tokens).violations == ()
+    assert manifest["pack"]["algorithm"] == algorithm
+    assert manifest["pack"].get("window") == window
+    assert manifest["totals"]["tokens"] == manifest["drops"]["tokens_in"]
+    assert manifest["totals"]["loss_tokens"] == manifest["totals"]["tokens"] - len(LENGTHS) - 2  # no target at an end
+    table = pa.concat_tables(pa.ipc.open_stream(path).read_all() for path in sorted((tmp_path / "one").glob("part-*")))
+    first = [ids[0] // 3 for ids in table["doc_id"].to_pylist()]  # as write_tokens numbers documents
+    if algorithm == "windowed":
+        assert all(
+            later > document - 2 * 20 for document, later in zip(np.maximum.accumulate(first), first, strict=True)
+        )
+    else:
+        assert first == sorted(first)
+    if algorithm == "windowed":
+        run(tokens, tmp_path / "two", config, workers=2)
+        assert files_of(tmp_path / "two") == files_of(tmp_path / "one")
+
+
 def test_an_empty_corpus_has_buckets_without_rows(tmp_path: Path) -> None:
     manifest = run(write_tokens(tmp_path, [""] * 3), tmp_path / "packed")
     assert manifest["pack"]["buckets"]["rows"] == [0, 0, 0, 0]
@@ -148,6 +172,7 @@ def test_the_command_line_packs_into_buckets(seqmill: Callable, tokens: Path, pa
         (("--cycles", 2), "pack.buckets.cycles is given, but no buckets"),
         (("--buckets", "8:64", "--seq-len", 64), "--seq-len 64 and --buckets 8:64"),
         (("--buckets", "8-64"), "write SHORTEST:LONGEST in tokens"),
+        (("--window", 9), "a window of 9 documents is given, but 'best-fit-decreasing' has none"),
     ):
         refused = seqmill("pack", tokens, "--out", "x", *given, "--quiet", cwd=tmp_path, code=2)
         assert message in refused.stderr
@@ -175,6 +200,32 @@ def test_buckets_go_with_no_other_overflow_and_fit_into_a_file() -> None:
     with pytest.raises(UserError, match=r"less than one row of pack\.buckets\.longest = 64"):
         PackConfig(shard_tokens=32, buckets=BUCKETS)
     assert bucket_config("8:64", step_tokens=256, cycles=2) == BUCKETS
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (
+            {"algorithm": "best"},
+            "unknown packing algorithm 'best'; choose one of best-fit-decreasing, windowed, concat",
+        ),
+        ({"algorithm": "windowed", "window": 0}, "a window of 0 documents holds nothing"),
+        ({"window": 9}, "a window of 9 documents is given, but 'best-fit-decreasing' has none; choose 'windowed'"),
+        ({"algorithm": "concat", "overflow": "drop"}, "overflow 'drop' with 'concat'"),
+        ({"overflow": "wrap"}, "unknown overflow policy 'wrap'; choose one of split"),
+        ({"algorithm": "concat", "buckets": BUCKETS}, r"pack\.algorithm = 'concat' with buckets"),
+    ],
+)
+def test_algorithms_that_cannot_be_are_refused_before_any_work(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        PackConfig(**settings)
+
+
+def test_the_command_line_packs_in_windows(seqmill: Callable, tokens: Path, tmp_path: Path) -> None:
+    flags = ("--seq-len", 64, "--algorithm", "windowed", "--window", 20, "--workers", 1, "--quiet")
+    seqmill("pack", tokens, "--out", "out", *flags, cwd=tmp_path)
+    described = open_manifest(tmp_path / "out")["pack"]
+    assert (described["algorithm"], described["window"], described["capacity"]) == ("windowed", 20, 64)
 
 
 def test_a_configuration_file_can_ask_for_buckets(tmp_path: Path) -> None:

@@ -193,6 +193,15 @@ def pack(
     seq_len: Annotated[int | None, typer.Option(help="Tokens that a row has room for; default: 2048.")] = None,
     overflow: Annotated[str, typer.Option(help="Longer documents: split, truncate, drop or error.")] = "split",
     seed: Annotated[int, typer.Option(help="Of the order of rows.")] = 0,
+    algorithm: Annotated[
+        str | None,
+        typer.Option(
+            help="best-fit-decreasing (default), or one that keeps the order of documents: windowed, concat, first-fit."
+        ),
+    ] = None,
+    window: Annotated[
+        int | None, typer.Option(help="windowed: documents that are packed together; default: 65536.")
+    ] = None,
     buckets: Annotated[
         str | None, typer.Option(help="Rows of power-of-two lengths instead, each of one document: 256:8192.")
     ] = None,
@@ -236,7 +245,9 @@ def pack(
             f"--seq-len {seq_len} and --buckets {buckets}: rows have one length or several; give one of them"
         )
     cut = None if buckets is None else bucket_config(buckets, **given)
-    config = PackConfig(seq_len=2048 if seq_len is None else seq_len, overflow=overflow, seed=seed, buckets=cut)
+    chosen = {"seq_len": seq_len, "algorithm": algorithm, "window": window}
+    named: dict[str, Any] = {name: value for name, value in chosen.items() if value is not None}
+    config = PackConfig(overflow=overflow, seed=seed, buckets=cut, **named)
     with stage_of("pack", out, executor, workers, address, quiet, as_json) as stage:
         manifest = pack_stage(tokens.absolute(), config, stage.out, stage.executor, stage.progress)
         totals = open_manifest(tokens)["totals"]
