@@ -154,9 +154,14 @@ def test_the_further_tables_shown_run_with_the_data_of_the_demo(
     assert report["mix"]["by_source"]["sotu"]["epochs"] == pytest.approx(2.5, abs=0.05)
 
 
-def test_the_python_examples_run(demo: str, workplace: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_python_examples_run(
+    demo: str, run_here: Callable[[str], str], workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(workplace)
-    merging, streaming, generating = blocks("python")
+    merging, streaming, mixing, generating = blocks("python")
+    if not (workplace / "ordered").exists():
+        run_here("seqmill pack tokens --seq-len 2048 --algorithm windowed --window 256 --out ordered --quiet")
+    exec(mixing, {})
     exec(merging, {})
     names: dict[str, Any] = {}
     exec(streaming, names)
@@ -165,6 +170,7 @@ def test_the_python_examples_run(demo: str, workplace: Path, monkeypatch: pytest
     dataset.load_state_dict(names["state"])
     following = next(iter(dataset))["row_ids"].tolist()
     assert next(iter(resumed))["row_ids"].tolist() == following[6:]  # rank 3 of 4 has the last quarter of 8 rows
+    run_here("seqmill export runs/demo/train --out hub")
     exec(generating, names)
     assert [len(sequence.tokens) for sequence in names["sequences"]] <= [8, 8]
 
