@@ -158,7 +158,7 @@ def _compared(
             above = 100 * (found["rows"] / lower_bound - 1)
             yield row(f"{case}: above the lower bound", shown, above, "%", False)
         if answer.cost.peak_bytes:
-            yield row(f"{case}: peak memory", label, answer.cost.peak_bytes / len(pieces), "bytes/sequence", False)
+            yield row(f"{case}: peak memory", label, answer.cost.peak_bytes / 1e6, "MB", False)
 
 
 def cut(lengths: Int64s, capacity: int) -> Int64s:

@@ -20,7 +20,7 @@ import numpy as np
 
 Variant = Callable[[np.ndarray, int], Callable[[], int]]
 
-REPEATS, SECONDS = 3, 5.0  # the best of so many, or of as many as there is time for
+REPEATS, SECONDS = 9, 5.0  # the best of so many, or of as many as there is time for
 
 
 def main(package: str, variants: dict[str, Variant]) -> None:
