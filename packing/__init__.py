@@ -1,14 +1,15 @@
 """Packing: documents of any length into rows of one length, and the rows into training steps.
 
     lengths --plan--> PackPlan --write_rows--> shards + manifest --PackedDataset--> batches for a trainer
-    (pack_plan, best_fit)      (tokens, write, totals)           (rows, dataset)
+    (pack_plan: the packers)   (tokens, write, totals)           (rows, order, dataset)
 
     lengths --decompose--> PackPlan with Buckets --make_schedule--> BucketSchedule: the bucket of every step
     (decomposition, buckets)                     (curriculum)
 
-Nothing is lost and nothing is padded: a document that is longer than a row is cut into pieces, each cut keeps the
-target behind it, and whatever a policy drops is counted. `validate` checks a finished folder. `plan_steps` shares out
-the finished rows among ranks by what they cost (costs, planner, simulation).
+The packers are best-fit-decreasing over the whole corpus (whole_corpus, best_fit) or over windows that keep its order
+(windows), concatenation and first-fit (in_order). Nothing is lost and nothing is padded: a document that is longer than
+a row is cut into pieces, each cut keeps the target behind it, and whatever a policy drops is counted. `validate` checks
+a finished folder. `plan_steps` shares out the finished rows among ranks by what they cost (costs, planner, simulation).
 
     plan = seqmill.packing.plan(lengths, capacity=2048)
     for batch in seqmill.packing.PackedDataset("packed", batch_rows=8):

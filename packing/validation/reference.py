@@ -10,6 +10,7 @@ from numba import njit
 from seqmill.manifest import MANIFEST
 from seqmill.packing.buckets import Buckets
 from seqmill.packing.decomposition import decompose, kept_pairs
+from seqmill.packing.pack_plan import plan
 from seqmill.packing.schema import REPEAT_COLUMN
 from seqmill.packing.tokens import TokenStore
 from seqmill.packing.validation.report import Violation
@@ -131,11 +132,16 @@ def compare_shared(segments: Segments, manifest: Mapping[str, Any], reference: R
 def _pieces_of(documents: Int64s, manifest: Mapping[str, Any], store: TokenStore) -> tuple[Int64s, Int64s, Int64s]:
     """The item, start and stop of all pieces into which the policies cut these documents."""
     pack = manifest["pack"]
-    if "buckets" in pack and len(documents):
-        cut = Buckets.of(pack["buckets"])
-        plan = decompose(store.lengths, cut.shortest, pack["capacity"], cut.overlong, cut.leftovers, pack["seed"])
-        chosen = np.isin(plan.item, documents)
-        return plan.item[chosen], plan.start[chosen], plan.stop[chosen]
+    if ("buckets" in pack or pack["algorithm"] == "concat") and len(documents):  # cut where it depends on others
+        if "buckets" in pack:
+            cut = Buckets.of(pack["buckets"])
+            planned = decompose(
+                store.lengths, cut.shortest, pack["capacity"], cut.overlong, cut.leftovers, pack["seed"]
+            )
+        else:
+            planned = plan(store.lengths, pack["capacity"], algorithm="concat")
+        chosen = np.isin(planned.item, documents)
+        return planned.item[chosen], planned.start[chosen], planned.stop[chosen]
     kept, capacity = _kept(store, manifest)[documents], pack["capacity"]
     pieces = -(-kept // capacity)
     item, kept = np.repeat(documents, pieces), np.repeat(kept, pieces)

@@ -28,7 +28,7 @@ OFTEN = {1: 3, 3: 2, 5: 4, 7: 2}  # document -> copies; the others occur once
 def repeated(pack: Callable) -> Callable[..., Packed]:
     """repeated(): documents of LENGTHS, some of them OFTEN, packed into rows of 16 with is_repeat."""
 
-    def build(overflow: str = "split", flags: bool = True, shards: int = 2) -> Packed:
+    def build(overflow: str = "split", flags: bool = True, shards: int = 2, **options: Any) -> Packed:
         documents = random_documents(LENGTHS, 50_000)
         rows = [number for number in range(len(LENGTHS)) for _ in range(OFTEN.get(number, 1))]
         rows = [rows[i] for i in np.random.default_rng(1).permutation(len(rows))]
@@ -40,6 +40,7 @@ def repeated(pack: Callable) -> Callable[..., Packed]:
             documents=[documents[i] for i in rows],
             doc_ids=[100 + 10 * i for i in rows],
             is_repeat=[i in OFTEN for i in rows] if flags else None,
+            **options,
         )
 
     return build
@@ -80,6 +81,13 @@ def segments(folder: Path) -> Counter:
             columns = (row[name][number] for name in ("doc_id", "doc_offset", "next_token", "is_repeat"))
             found[(*columns, tuple(row["input_ids"][begin:end]))] += 1
     return found
+
+
+@pytest.mark.parametrize("algorithm", ["windowed", "concat", "first-fit"])
+def test_other_packers_rows_of_repeated_documents_are_valid(repeated: Callable[..., Packed], algorithm: str) -> None:
+    packed = repeated(algorithm=algorithm)
+    report = validate(packed.folder, packed.corpus.folder)
+    assert report.ok, str(report)
 
 
 @pytest.mark.parametrize("overflow", ["split", "truncate", "drop"])
