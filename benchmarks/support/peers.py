@@ -23,7 +23,8 @@ INSTALLED = "installed"  # written last, so that a killed installation is made a
 PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
 TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
 PACKERS = ("trl", "lightbinpack")
-OUR_OWN = ("gigatoken", "tokenizers", "python")  # what this project depends on runs in its environment
+LOADERS = ("litdata", "mosaicml-streaming", "datasets")
+OUR_OWN = ("gigatoken", "tokenizers", "python", "datasets")  # what this project depends on runs in its environment
 
 
 class PeerError(Exception):
@@ -46,11 +47,12 @@ class Answer:
 
 @dataclass(frozen=True)
 class System:
-    """One implementation behind benchmarks/peers/TASKS_NAME.py; protocol.py, tokens.py, sequences.py tell the tasks."""
+    """One implementation behind benchmarks/peers/TASKS_NAME.py; the tasks are told by protocol.py, tokens.py,
+    sequences.py and batches.py."""
 
     name: str
     python: Path
-    tasks: str = "run"  # of deduplication; "encode": of tokenizers; "plan": of packers
+    tasks: str = "run"  # of deduplication; "encode": of tokenizers; "plan": of packers; "read": of loaders
     one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:
