@@ -13,7 +13,7 @@ import torch
 from seqmill.models.attention import Segments
 from seqmill.models.config import ModelConfig, find_preset, preset_config
 from seqmill.models.loss import cross_entropy_parts
-from seqmill.models.optim import adamw, set_learning_rate
+from seqmill.models.optim import Optimizer
 from seqmill.models.transformer import Model
 
 CONTEXT = 128  # tokens of a row
@@ -80,19 +80,18 @@ def train(
     """
     config = preset_config(preset, training.vocab_size)
     model = Model(config, seed).to(device)
-    optimizer = adamw(model, BETAS, WEIGHT_DECAY)
+    optimizer = Optimizer(model, "adamw", BETAS, WEIGHT_DECAY)
     per_update = ROWS * CONTEXT
     updates = [max(1, round(stop / per_update)) for stop in stops]
     warm_up = max(1, min(WARM_UP, updates[-1] // 10))
     rows = _rows(training, seed)
     for update in range(1, updates[-1] + 1):
-        set_learning_rate(optimizer, RATE_SHARE * find_preset(preset).learning_rate * min(1.0, update / warm_up))
+        rate = RATE_SHARE * find_preset(preset).learning_rate * min(1.0, update / warm_up)
         chosen = np.stack([next(rows) for _ in range(ROWS)])
         total, _ = _losses(model, chosen, training.vocab_size)
         (total / per_update).backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        optimizer.step(rate)
         if update in updates:
             seen = update * per_update
             bits, nats = evaluate(model, held_out)
