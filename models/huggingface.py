@@ -84,8 +84,9 @@ def load_huggingface(folder: Path | str) -> Model:
                 if name in dict(model.named_parameters()):
                     model.get_parameter(name)[model.config.vocab_size :] = 0
         for name, tensor in _stored(folder):
-            if name == "lm_head.weight" and model.config.tied_head:
-                continue  # a copy of the embedding
+            is_copy = name == "lm_head.weight" and model.config.tied_head  # of the embedding
+            if is_copy or name.endswith(".rotary_emb.inv_freq"):  # older files keep what follows from the config
+                continue
             place = wanted.pop(name, None)
             if place is None or place.shape != tensor.shape:
                 found = "which has no place in it" if place is None else f"not {tuple(place.shape)}"
@@ -132,21 +133,23 @@ def config_from_huggingface(values: Mapping[str, Any], source: str) -> ModelConf
     return ModelConfig(
         **{ours: values[theirs] for theirs, ours in _SIZES.items()},
         kv_heads=values.get("num_key_value_heads") or heads,
-        head_dim=values.get("head_dim") or values["hidden_size"] // heads,
+        head_dim=values.get("head_dim") or (128 if family == "qwen3" else values["hidden_size"] // heads),
         rope_theta=float(rope.get("rope_theta") or values.get("rope_theta") or 10_000.0),
-        norm_eps=values.get("rms_norm_eps", 1e-6),
-        tied_head=values.get("tie_word_embeddings", False),
+        norm_eps=values.get("rms_norm_eps") or 1e-6,
+        tied_head=bool(values.get("tie_word_embeddings")),
         qk_norm=family == "qwen3",
         rope_scaling=_scaling_of(rope, source),
     )
 
 
 def _scaling_of(rope: Mapping[str, Any], source: str) -> RopeScaling | None:
-    kind = rope.get("rope_type", rope.get("type", "default"))
+    kind = rope.get("rope_type") or rope.get("type") or "default"
     if kind == "default":
         return None
     if kind not in ("linear", "llama3"):
         raise UserError(f"{source}: rope type {kind!r} is not known here; default, linear and llama3 are")
+    if rope.get("factor") is None:
+        raise UserError(f"{source}: rope type {kind!r} has no factor; download it again")
     more = {ours: rope[theirs] for theirs, ours in _LLAMA3.items() if kind == "llama3" and theirs in rope}
     return RopeScaling(kind, float(rope["factor"]), **more)
 
@@ -170,6 +173,8 @@ def config_to_huggingface(config: ModelConfig, dtype: str) -> dict[str, Any]:
         "rms_norm_eps": config.norm_eps,
         "tie_word_embeddings": config.tied_head,
         "attention_bias": False,
+        "bos_token_id": None,  # ours are in the tokenizer; what transformers takes for granted would end texts at id 2
+        "eos_token_id": None,
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,  # where versions of transformers before 5 look
         "rope_scaling": {name: value for name, value in rope.items() if name != "rope_theta"} if is_scaled else None,

@@ -14,7 +14,7 @@ class StepRecord:
     """One line of the log."""
 
     step: int  # counted from 1
-    loss: float  # nats per target token of this update
+    loss: float  # nats per target token of this update, weighted as the normalisation says
     tokens: int  # targets of all updates up to this one
     seconds: float  # since this process began training
     lr: float  # of this update
@@ -26,7 +26,7 @@ class RepeatStepRecord(StepRecord):
     """One line of the log of a run on rows with a column is_repeat.
 
     loss * (targets_repeat + targets_unique) == loss_repeat * targets_repeat + loss_unique * targets_unique, but for
-    rounding; `loss` is the mean over both.
+    rounding, where the normalisation is token-mean; `loss` is then the mean over both.
     """
 
     loss_repeat: float | None  # nats per target in repeated documents; None where the update has none

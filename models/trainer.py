@@ -90,7 +90,7 @@ class _Job:
             "packed data": self.fingerprint,
         }
         if self.schedule is not None:
-            resolved["schedule"] = self.schedule.fingerprint
+            resolved["bucket schedule"] = self.schedule.fingerprint
         shape = {f"model {name}": value for name, value in self.model.to_json().items()}
         return settings | resolved | shape
 

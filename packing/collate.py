@@ -96,7 +96,11 @@ def hf_padding_free(batch: Batch) -> dict[str, Any]:
     Returns:
         input_ids, position_ids, labels, shift_labels int64[1, T]; cu_seq_lens_q and _k int32[n + 1];
         max_length_q and _k int; seq_idx int32[1, T]; num_items_in_batch int; use_cache False.
+
+    Raises:
+        UserError: the batch has loss_weights, for which transformers has no argument.
     """
+    _refuse_weights(batch)
     bounds, longest = batch["cu_seqlens"], batch["max_seqlen"]
     segment = _segment_of_tokens(bounds)
     return {
@@ -120,7 +124,11 @@ def padded(batch: Batch, pad_id: int = 0) -> dict[str, Any]:
     Returns:
         As `hf_padding_free`, without the arguments of ragged attention: input_ids, position_ids, labels, shift_labels,
         attention_mask int64[n, max_seqlen], num_items_in_batch int. Of pads, labels are -100 and positions count on.
+
+    Raises:
+        UserError: the batch has loss_weights, for which transformers has no argument.
     """
+    _refuse_weights(batch)
     bounds, width = batch["cu_seqlens"].to(torch.int64), batch["max_seqlen"]
     segments = len(bounds) - 1
     segment = _segment_of_tokens(bounds)
@@ -143,7 +151,7 @@ def pad_to_multiple(batch: Batch, multiple: int, pad_id: int = 0) -> dict[str, A
     """The batch with one segment of pads at its end, so that T is a multiple of `multiple`.
 
     A batch that is one already is left as it is; one without tokens gets `multiple` pads, so that its rank can take
-    part in the step. The counts of targets stay.
+    part in the step. The counts of targets stay, and so do the slots of a step plan: pads lie behind the last one.
     """
     tokens = len(batch["input_ids"])
     pads = -tokens % _at_least_one(multiple) if tokens else _at_least_one(multiple)
@@ -183,8 +191,12 @@ def pad_segments(batch: Batch, multiple: int, pad_id: int = 0) -> dict[str, Any]
     size = int(padded_bounds[-1])
     starts = batch["position_ids"][bounds[:-1]]
     room_of = _segment_of_tokens(padded_bounds)
+    moved = {}
+    if "slots" in batch:  # they begin where segments do
+        moved["slots"] = padded_bounds[torch.searchsorted(bounds, batch["slots"].to(torch.int64))].to(torch.int32)
     return {
         **batch,
+        **moved,
         "input_ids": _spread(batch["input_ids"], slots, size, pad_id),
         "targets": _spread(batch["targets"], slots, size, IGNORED),
         "position_ids": _positions(padded_bounds, room_of) + starts[room_of],
@@ -203,6 +215,14 @@ COLLATORS: Final[dict[str, Collator]] = {
     "pad_to_multiple": pad_to_multiple,
     "pad_segments": pad_segments,
 }
+
+
+def _refuse_weights(batch: Batch) -> None:
+    if "loss_weights" in batch:
+        raise UserError(
+            "the batch has loss_weights, and the losses of transformers take none: open the dataset with normalisation "
+            "'token-mean', or take another collator and weigh the losses yourself"
+        )
 
 
 def _segment_of_tokens(bounds: Tensor) -> Tensor:

@@ -202,7 +202,7 @@ class PackedDataset(IterableDataset[Batch]):
         step = self._first_step + offset
         while end is None or step < end:
             batch = self.batch_at(step)
-            self._next_step = step + workers
+            self._next_step = step + workers - offset  # where all workers go on that load this state
             yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
             step += workers
 

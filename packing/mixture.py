@@ -130,7 +130,7 @@ class MixedDataset(IterableDataset[Batch]):
         step = self._first_step + offset  # worker w of n gives every n-th item of the loader
         while self._last_row is None or step < len(self):
             batch = self.batch_at(step)
-            self._next_step = step + workers
+            self._next_step = step + workers - offset  # where all workers go on that load this state
             yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
             step += workers
 

@@ -350,6 +350,8 @@ def _describe(batch: pa.RecordBatch, dtype: np.dtype, has_repeats: bool) -> tupl
     ids, cu, following = batch.column("input_ids"), batch.column("cu_seqlens"), batch.column("next_token")
     positions = batch.column("pos_start")
     repeats = batch.column(REPEAT_COLUMN) if REPEAT_COLUMN in batch.schema.names else None
+    if "doc_targets" not in batch.schema.names:
+        raise UserError("a packed shard has no column doc_targets: an earlier version wrote it; pack again")
     document_targets = batch.column("doc_targets")
     like_next = [positions.offsets, document_targets.offsets] + ([] if repeats is None else [repeats.offsets])
     if (

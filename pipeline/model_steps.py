@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from seqmill.errors import UserError
+from seqmill.manifest import MANIFEST
 from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts
 from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.pack import PackConfig, pack
@@ -160,8 +161,10 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
         "family" and "parameters" of the model, and "tokenizer": the file written, or None.
 
     Raises:
-        UserError: no checkpoint is there, or torch is not on this machine.
+        UserError: no checkpoint is there, `out` is a folder of training, or torch is not on this machine.
     """
+    if (out / MANIFEST).exists() or (out / "checkpoints").exists():
+        raise UserError(f"{out} is a training folder or a checkpoint, whose files would be lost; choose another --out")
     try:
         from seqmill import models
         from seqmill.models.huggingface import config_to_huggingface, export_huggingface

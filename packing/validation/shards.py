@@ -57,6 +57,7 @@ class Shard:
             return None
         if any(_has_nulls(column) for column in batch.columns):
             self._report_file("schema", "the file has nulls")
+            self.row += batch.num_rows
             return None
         lists = {name: Lists.of(batch.column(name)) for name in self.list_columns}
         if any(batch.column(name).offsets[0].as_py() for name in self.list_columns):

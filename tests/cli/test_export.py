@@ -44,5 +44,7 @@ def test_an_exported_run_is_read_by_transformers_and_by_us(seqmill_here: Call, r
     for model in (ours, open_language_model(run)):
         (found,) = model.log_probabilities([ids])
         torch.testing.assert_close(torch.from_numpy(found), expected, atol=1e-4, rtol=1e-4)
+    code, _, errors = seqmill_here("export", "run", "--out", "run")
+    assert (code, "whose files would be lost" in errors) == (2, True)
     assert open_language_model(run).fingerprint != ours.fingerprint
     assert seqmill_here("generate", "hub", "--prompts", "raw.jsonl", "--max-new-tokens", "2", "--json")[0] == 0

@@ -120,6 +120,7 @@ def change_config(folder: Path, **values: Any) -> None:
         ({"model_type": "gpt2"}, "model_type 'gpt2' cannot be loaded; llama and qwen3 can"),
         ({"attention_bias": True}, "attention_bias = True is not known here"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0}}, "rope type 'yarn' is not known here"),
+        ({"rope_parameters": {"rope_type": "linear"}}, "rope type 'linear' has no factor"),
         ({"num_hidden_layers": 3}, "tensors are missing, such as model.layers.2"),
         ({"intermediate_size": 96}, r"has shape \(48, 80\), not \(48, 96\)|has shape \(80, 48\), not \(96, 48\)"),
     ],
@@ -138,6 +139,13 @@ def test_tensors_without_a_place_are_refused(tmp_path: Path) -> None:
     save_file({**load_file(path), **bias}, path)
     with pytest.raises(UserError, match=r"q_proj\.bias has shape .* which has no place in it"):
         load(tmp_path)
+
+
+def test_older_files_may_hold_what_follows_from_the_config(tmp_path: Path) -> None:
+    theirs = saved("llama", tmp_path)
+    path = tmp_path / "model.safetensors"
+    save_file({**load_file(path), "model.layers.0.self_attn.rotary_emb.inv_freq": torch.zeros(8)}, path)
+    assert_equal_logits(our_logits(load(tmp_path)), their_logits(theirs))
 
 
 def test_damaged_and_missing_weights_are_one_clear_error(tmp_path: Path) -> None:

@@ -294,3 +294,10 @@ def test_a_run_by_a_schedule_resumes_to_the_bit(bucketed: Path, tmp_path: Path) 
 def test_updates_of_another_size_than_the_schedule_deals_out_are_refused(bucketed: Path, tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"batch_tokens = 512, but the schedule of .* deals out steps of 256 tokens"):
         train(bucketed, tmp_path / "run", dataclasses.replace(SMALL, batch_tokens=512))
+
+
+def test_another_schedule_of_the_rate_is_another_run_also_with_buckets(bucketed: Path, tmp_path: Path) -> None:
+    with pytest.raises(Stopped):
+        train(bucketed, tmp_path / "run", dataclasses.replace(SMALL, schedule="wsd"), stop_after(6))
+    with pytest.raises(UserError, match="schedule was wsd, now cosine"):
+        train(bucketed, tmp_path / "run", SMALL)

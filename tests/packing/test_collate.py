@@ -312,3 +312,21 @@ def test_collators_take_a_step_without_rows(empty: Batch, name: str) -> None:
 def test_impossible_multiples_are_refused(batch: Batch, collate: Callable) -> None:
     with pytest.raises(UserError, match="multiple is 0"):
         collate(batch, 0)
+
+
+@pytest.mark.parametrize("multiple", [1, 4, 7])
+def test_the_slots_of_a_plan_move_with_padded_segments(batch: Batch, multiple: int) -> None:
+    bounds = batch["cu_seqlens"]
+    slots = bounds[[0, 0, 2, 2, len(bounds) - 2, len(bounds) - 1]]
+    found = pad_segments({**batch, "slots": slots}, multiple)
+    lengths = [-(-length // multiple) * multiple for length in bounds.diff().tolist()]
+    assert found["slots"].tolist() == [sum(lengths[:number]) for number in (0, 0, 2, 2, len(lengths) - 1, len(lengths))]
+    assert found["slots"].dtype == torch.int32
+
+
+@pytest.mark.parametrize("collate", [hf_padding_free, padded])
+def test_weighted_losses_are_not_dropped_silently(dataset: PackedDataset, collate: Callable) -> None:
+    weighted = PackedDataset(dataset.path, normalisation="sample-mean").batch_at(0)
+    assert len(pad_to_multiple(weighted, 64)["loss_weights"]) == len(pad_to_multiple(weighted, 64)["cu_seqlens"]) - 1
+    with pytest.raises(UserError, match="the batch has loss_weights, and the losses of transformers take none"):
+        collate(weighted)

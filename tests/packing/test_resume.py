@@ -113,3 +113,28 @@ def test_a_cache_that_is_too_small_for_so_many_workers_is_refused(
     monkeypatch.setattr("seqmill.packing.dataset.get_worker_info", lambda: SimpleNamespace(num_workers=4, id=0))
     with pytest.raises(UserError, match=r"9 steps that workers have begun.*, or fewer workers"):
         next(iter(dataset))
+
+
+class WithState(IterableDataset[tuple[list[int], dict[str, Any]]]):
+    """Row ids, and the state of the worker's own dataset behind them: what stateful loaders keep of each worker."""
+
+    def __init__(self, dataset: PackedDataset) -> None:
+        self.dataset = dataset
+
+    def __iter__(self) -> Iterator[tuple[list[int], dict[str, Any]]]:
+        return ((batch["row_ids"].tolist(), self.dataset.state_dict()) for batch in self.dataset)
+
+
+@pytest.mark.parametrize("given", [2, 4])
+def test_the_state_that_a_worker_sees_is_where_all_workers_go_on(folder: Path, given: int) -> None:
+    """After a whole round of two workers, the state of either is the next step of the loader."""
+    loader = DataLoader(WithState(PackedDataset(folder, batch_rows=4, seed=1)), batch_size=None, num_workers=2)
+    seen = list(islice(loader, given))
+    straight = [batch["row_ids"].tolist() for batch in PackedDataset(folder, batch_rows=4, seed=1)]
+    assert [rows for rows, _ in seen] == straight[:given]
+    for _, state in seen[-2:]:
+        assert state["step"] == given
+        again = PackedDataset(folder, batch_rows=4, seed=1)
+        again.load_state_dict(state)
+        resumed = DataLoader(WithState(again), batch_size=None, num_workers=2)
+        assert [rows for rows, _ in resumed] == straight[given:]
