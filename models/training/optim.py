@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmill.models.config import ModelConfig
+from seqmill.models.training.spread import part_of, whole
 from seqmill.models.transformer import Model
 
 OPTIMIZERS = ("adamw", "muon")
@@ -60,8 +61,13 @@ class Optimizer:
         }
         return of_adamw | {f"{name}.momentum": momentum for name, momentum in self._momenta.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Put back what `tensors` gave after update `step`.
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        step: int,
+        put: Callable[[Tensor, Tensor], object] = torch.Tensor.copy_,
+    ) -> None:
+        """Put back what `tensors` gave after update `step`; `put` fills its first argument with the second.
 
         Raises:
             KeyError: one is missing.
@@ -69,11 +75,11 @@ class Optimizer:
         for name, parameter in self._by_adamw.items():
             moments = {key: torch.empty_like(parameter, requires_grad=False) for key in _MOMENTS}
             for key, moment in moments.items():
-                moment.copy_(tensors[f"{name}.{key}"])
+                put(moment, tensors[f"{name}.{key}"])
             count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
             self._adamw.state[parameter] = {"step": count, **moments}
         for name, momentum in self._momenta.items():
-            momentum.copy_(tensors[f"{name}.momentum"])
+            put(momentum, tensors[f"{name}.momentum"])
 
 
 def _is_matrix_of_layer(name: str, parameter: Tensor) -> bool:
@@ -94,10 +100,11 @@ def _muon_step(
     """Nesterov momentum, made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
     assert parameter.grad is not None
     momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-    update = parameter.grad.lerp(momentum, _MOMENTUM)
-    parameter.mul_(1 - rate * weight_decay)
-    for weight, part in zip(*(x.split(parts) if parts else (x,) for x in (parameter, update)), strict=True):
-        weight.add_(orthogonalise(part), alpha=-rate * 0.2 * math.sqrt(max(part.shape)))
+    update = whole(parameter.grad.lerp(momentum, _MOMENTUM))  # ranks that share a matrix all make it orthogonal
+    made = [
+        0.2 * math.sqrt(max(part.shape)) * orthogonalise(part) for part in (update.split(parts) if parts else [update])
+    ]
+    parameter.mul_(1 - rate * weight_decay).sub_(part_of(torch.cat(made), parameter), alpha=rate)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
