@@ -65,7 +65,7 @@ def spread(module: nn.Module, layers: Iterable[nn.Module], parallel: str, ranks:
             sharded.set_gradient_divide_factor(1.0)
             sharded.set_force_sum_reduction_for_comms(True)  # torch else divides in a reduction of its own
         return Spread(module, ranks, parallel)
-    copies = DistributedDataParallel(module, broadcast_buffers=False, gradient_as_bucket_view=True)
+    copies = DistributedDataParallel(module, gradient_as_bucket_view=True)
     copies.register_comm_hook(None, _summed)
     return Spread(copies, ranks, parallel)
 
