@@ -2,7 +2,7 @@
 
     split = ContextSplit(segments.lengths, ranks, "ring")          # the same on every rank
     ids, positions, targets = (split.take(x, rank) for x in (ids, positions, targets))
-    attention = context_attention(split, group, attend_locally, device)
+    attention = context_attention(split, group, attention_within, device, windowed=False)
     hidden = model.hidden(ids, positions, attention)               # of this rank's tokens
     (summed_loss(hidden, targets) / count).backward()              # count: targets of the whole update
 
@@ -11,8 +11,8 @@ loss and gradient are those of its tokens: add both up over the ranks (all-reduc
 of one rank.
 
     kind     exchange, and what bounds it                              attention within
-    ulysses  all-to-all, tokens for heads; ranks must divide heads     any kernel, any mask: whole rows, some heads
-    ring     keys and values of cut documents go round; any ranks      causal within documents
+    ulysses  all-to-all, tokens for heads; ranks must divide heads     as on one device: whole rows, some heads
+    ring     keys and values of cut documents go round; any ranks      causal within documents, without a window
 
 Attention communicates, forward and backward, and whoever recomputes it does so again: all ranks must do the same steps
 in the same order. Both kinds work with gloo and nccl; nccl wants a group to have communicated once before its first
@@ -22,7 +22,6 @@ ring, which the all-reduce of the count does.
 from collections.abc import Callable
 
 import torch
-from torch import Tensor
 from torch import distributed as dist
 
 from seqmill.errors import UserError
@@ -40,22 +39,30 @@ _FACTORIES = {"ulysses": ulysses_attention, "ring": ring_attention}
 def context_attention(
     split: ContextSplit,
     group: dist.ProcessGroup,
-    attend_locally: Callable[[Tensor, Tensor, Tensor, Segments], Tensor],
+    attention_within: Callable[[Segments], LayerAttention],
     device: torch.device | str,
+    *,
+    windowed: bool,
 ) -> LayerAttention:
     """What this rank's tokens attend to, wherever the keys lie: for `Model.hidden`.
 
     Args:
         split: of the batch; the layers get q, k and v of `split.take(..., rank)`.
-        attend_locally: (q_THE, k_TKE, v_TKE, segments) -> out_THE, causal attention inside documents on one device.
+        attention_within: the attention of one device inside documents, made once for a batch and used by all layers.
+        windowed: whether any layer sees less of a document than all that stands before a token.
 
     Raises:
-        UserError: the group has another number of ranks than `split`, or (ulysses, at the first layer) the heads
-            cannot be divided by the ranks.
+        UserError: the ring was asked for a window, the group has another number of ranks than `split`, or (ulysses, at
+            the first layer) the heads cannot be divided by the ranks.
     """
+    if windowed and split.kind == "ring":
+        raise UserError(
+            "context_parallel = 'ring' with a window: the ring shows tokens all of their document; use "
+            "context_parallel = 'ulysses', or a model without a window"
+        )
     if split.ranks != group.size():
         raise UserError(
             f"context_parallel: a batch split for {split.ranks} ranks met a process group of {group.size()}, so tokens "
             "would be missing or counted twice; split it for the size of its group"
         )
-    return _FACTORIES[split.kind](split, group, attend_locally, torch.device(device))
+    return _FACTORIES[split.kind](split, group, attention_within, torch.device(device))

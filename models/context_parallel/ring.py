@@ -34,7 +34,7 @@ from seqmill.models.transformer import LayerAttention
 def ring_attention(
     split: ContextSplit,
     group: dist.ProcessGroup,
-    attend_locally: Callable[[Tensor, Tensor, Tensor, Segments], Tensor],
+    attention_within: Callable[[Segments], LayerAttention],
     device: torch.device,
 ) -> LayerAttention:
     """Documents that lie in one chunk attend as on one device; the parts of the others by the ring."""
@@ -42,24 +42,26 @@ def ring_attention(
     heads, tails = [_head(split, chunk) for chunk in chunks], [_tail(split, chunk) for chunk in chunks]
     pieces = [size for chunk, head in zip(chunks, heads, strict=True) for size in (len(head), len(chunk) - len(head))]
     uncut = Segments.of(_uncut(split, chunks, heads), device)
+    local = attention_within(uncut) if uncut.lengths else _of_no_tokens
     sent = [slice(stop - len(tail), stop) for stop, tail in zip(accumulate(map(len, chunks)), tails, strict=True)]
     ring = _Ring.of(split, group)
 
-    def attend_uncut(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return attend_locally(q, k, v, uncut) if uncut.lengths else q  # of no tokens
-
-    def attention(_layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
+    def attention(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         if not any(ring.sizes):
-            return attend_uncut(q_THE, k_TKE, v_TKE)
+            return local(layer, q_THE, k_TKE, v_TKE)
         in_pieces = [x.split(pieces) for x in (q_THE, k_TKE, v_TKE)]
         kv_2TKE = torch.stack((k_TKE, v_TKE))
         tails_2SKE = torch.cat([kv_2TKE[:, tail] for tail in sent], dim=1)
         heads_QHE = _RingAttention.apply(*(torch.cat(parts[0::2]) for parts in in_pieces), tails_2SKE, ring)
-        rest_THE = attend_uncut(*(torch.cat(parts[1::2]) for parts in in_pieces))
+        rest_THE = local(layer, *(torch.cat(parts[1::2]) for parts in in_pieces))
         outs = (heads_QHE.split(pieces[0::2]), rest_THE.split(pieces[1::2]))
         return torch.cat([piece for chunk in zip(*outs, strict=True) for piece in chunk])
 
     return attention
+
+
+def _of_no_tokens(_layer: int, q_THE: Tensor, _k_TKE: Tensor, _v_TKE: Tensor) -> Tensor:
+    return q_THE
 
 
 def _head(split: ContextSplit, chunk: range) -> range:

@@ -22,20 +22,20 @@ from seqmill.models.transformer import LayerAttention
 def ulysses_attention(
     split: ContextSplit,
     group: dist.ProcessGroup,
-    attend_locally: Callable[[Tensor, Tensor, Tensor, Segments], Tensor],
+    attention_within: Callable[[Segments], LayerAttention],
     device: torch.device,
 ) -> LayerAttention:
     """Swap: each rank gets all tokens for its share of the heads, attends as on one device, and swaps back."""
-    segments = Segments.of(split.lengths, device)
+    local = attention_within(Segments.of(split.lengths, device))
     of_all = split.sizes()
     of_mine = [of_all[group.rank()]] * split.ranks
 
-    def attention(_layer: int, q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor) -> Tensor:
+    def attention(layer: int, q_SHE: Tensor, k_SKE: Tensor, v_SKE: Tensor) -> Tensor:
         parts = [_by_rank(x, split.ranks) for x in (q_SHE, *_repeated(q_SHE, k_SKE, v_SKE, split.ranks))]
         widths = [part.shape[2] for part in parts]
         swapped = _AllToAll.apply(torch.cat(parts, dim=2).flatten(0, 1), of_mine, of_all, group)
         q_ThE, k_ThE, v_ThE = (part.contiguous() for part in swapped.split(widths, dim=1))
-        out_ThE = attend_locally(q_ThE, k_ThE, v_ThE, segments)
+        out_ThE = local(layer, q_ThE, k_ThE, v_ThE)
         out_RShE = _AllToAll.apply(out_ThE.contiguous(), of_all, of_mine, group).unflatten(0, (split.ranks, -1))
         out_SHE: Tensor = out_RShE.transpose(0, 1).flatten(1, 2)
         return out_SHE

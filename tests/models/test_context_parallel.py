@@ -10,11 +10,13 @@ import torch
 from torch import Tensor
 
 import context_ranks
-from context_ranks import HEADS, LENGTHS, MODEL, random_batch, random_qkvw, run_on_ranks
+from context_ranks import BALANCE, EXPERTS, HEADS, LENGTHS, MODEL, random_batch, random_qkvw, run_on_ranks
 from seqmill.errors import UserError
 from seqmill.models import Model
+from seqmill.models.attention import Segments
 from seqmill.models.context_parallel import KINDS, ContextSplit, blocks, shard_batch
-from seqmill.models.loss import cross_entropy_parts
+from seqmill.models.loss import cross_entropy_parts, cross_entropy_sum
+from seqmill.models.moe import balance_loss, count_choices, record_routing
 
 Results = list[dict[Any, Any]]
 RANKS = (2, 4)
@@ -43,7 +45,7 @@ def by_definition(q: Tensor, k: Tensor, v: Tensor, lengths: tuple[int, ...]) -> 
 def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
     """Equal to a part of the largest number; queries and keys of single tokens have no gradient."""
     assert found.dtype == expected.dtype
-    assert (found - expected).abs().max() <= tolerance * (float(expected.abs().max()) or 1.0)
+    assert (found - expected).abs().max() <= tolerance * (expected.abs().max().item() or 1.0)
 
 
 @pytest.mark.parametrize("lengths", LENGTHS)
@@ -82,6 +84,23 @@ def test_loss_and_gradients_of_a_model_are_those_of_one_rank(results: Results, k
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_experts_are_balanced_over_the_tokens_of_all_ranks(results: Results, kind: str) -> None:
+    model, batch = Model(EXPERTS, seed=1), random_batch()
+    segments = Segments.of(batch["cu_seqlens"].diff().tolist())
+    with record_routing(model) as routings:
+        hidden = model(batch["input_ids"], batch["position_ids"], segments)
+    summed = cross_entropy_sum(hidden, model.head_weight, batch["targets"], EXPERTS.vocab_size)
+    balance = balance_loss(routings, count_choices(routings))
+    expected = summed / batch["global_loss_tokens"] + BALANCE * balance
+    expected.backward()  # type: ignore[no-untyped-call]
+    loss, grads = results[0][kind, "experts"]
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        assert parameter.grad is not None
+        assert_close(torch.from_numpy(grads[name]), parameter.grad, 3e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_another_document_changes_no_bit_wherever_its_tokens_lie(results: Results, kind: str) -> None:
     split = ContextSplit(LENGTHS["many"], len(results), kind)
 
@@ -103,10 +122,11 @@ def test_the_ring_sends_only_what_other_ranks_need(results: Results) -> None:
         assert result["messages of a cut document"] > len(results)
 
 
-def test_heads_that_ranks_cannot_share_and_another_group_are_refused(results: Results) -> None:
+def test_heads_that_ranks_cannot_share_a_window_on_a_ring_and_another_group_are_refused(results: Results) -> None:
     ranks = len(results)
     for result in results:
         assert result["ranks"].startswith(f"context_parallel: a batch split for 3 ranks met a process group of {ranks}")
+        assert "the ring shows tokens all of their document; use context_parallel = 'ulysses'" in result["window"]
         if ranks == 4:
             assert "6 query heads cannot give every rank the same number" in result["heads"]
             assert "'ring'" in result["heads"]

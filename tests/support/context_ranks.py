@@ -2,6 +2,7 @@
 
 import multiprocessing
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -13,11 +14,14 @@ from torch import distributed as dist
 
 from seqmill.errors import UserError
 from seqmill.models import Model, ModelConfig
-from seqmill.models.attention import Segments, attend
+from seqmill.models.attention import Segments
 from seqmill.models.context_parallel import KINDS, ContextSplit, context_attention, shard_batch
-from seqmill.models.loss import cross_entropy_parts
+from seqmill.models.loss import cross_entropy_parts, cross_entropy_sum
+from seqmill.models.moe import balance_loss, expert_counts, record_routing
+from seqmill.models.transformer import LayerAttention, packed_attention
 
 HEAD_DIM = 8
+BALANCE = 0.5  # weight of the balancing loss, large enough to show in all gradients
 LENGTHS = {  # of documents
     "many": (1, 5, 30, 1, 1, 17, 9),
     "one": (64,),
@@ -28,6 +32,8 @@ LENGTHS = {  # of documents
 }
 HEADS = {"grouped": (4, 2), "one key head": (4, 1), "not divided by four": (12, 6)}  # of queries, of keys
 MODEL = ModelConfig(vocab_size=100, dim=32, layers=3, heads=4, kv_heads=2, head_dim=HEAD_DIM, ffn_dim=48)
+
+EXPERTS = replace(MODEL, ffn_dim=24, experts=6, experts_per_token=2)
 
 
 def run_on_ranks(work: Callable[[dist.ProcessGroup], Any], ranks: int, folder: Path) -> list[Any]:
@@ -63,8 +69,12 @@ def _one_rank(work: Callable[[dist.ProcessGroup], Any], rank: int, ranks: int, s
     dist.destroy_process_group()
 
 
-def attend_sdpa(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor, segments: Segments) -> Tensor:  # noqa: N803
-    return attend(q_THE, k_TKE, v_TKE, segments, "sdpa")
+def attention_within(segments: Segments) -> LayerAttention:
+    return packed_attention(segments, "sdpa")
+
+
+def split_attention(group: dist.ProcessGroup, split: ContextSplit) -> LayerAttention:
+    return context_attention(split, group, attention_within, "cpu", windowed=False)
 
 
 def random_qkvw(lengths: tuple[int, ...], heads: tuple[int, int], dtype: torch.dtype) -> list[Tensor]:
@@ -107,11 +117,14 @@ def everything(group: dist.ProcessGroup) -> dict[Any, Any]:
             found[kind, "disturbed", document] = _disturbed(group, kind, document)
         found[kind, "undisturbed"] = _disturbed(group, kind, None)
         found[kind, "model"] = _model(group, kind)
+        found[kind, "experts"] = _experts(group, kind)
     found["messages of uncut documents"] = _count_messages(group, "uncut")
     found["messages of a cut document"] = _count_messages(group, "one")
     found["heads"] = _refusal(lambda: _attention(group, "ulysses", "one", (6, 2), torch.float32))
     split = ContextSplit((8,), 3, "ring")
-    found["ranks"] = _refusal(lambda: context_attention(split, group, attend_sdpa, "cpu"))
+    rings = ContextSplit((8,), group.size(), "ring")
+    found["window"] = _refusal(lambda: context_attention(rings, group, attention_within, "cpu", windowed=True))
+    found["ranks"] = _refusal(lambda: split_attention(group, split))
     return found
 
 
@@ -122,7 +135,7 @@ def _attention(
     split = ContextSplit(LENGTHS[lengths], group.size(), kind)
     whole = random_qkvw(LENGTHS[lengths], HEADS[heads] if isinstance(heads, str) else heads, dtype)
     *qkv, weights = (split.take(x.detach(), group.rank()).requires_grad_() for x in whole)
-    out = context_attention(split, group, attend_sdpa, "cpu")(0, *qkv)
+    out = split_attention(group, split)(0, *qkv)
     grads = torch.autograd.grad((out * weights).sum(), qkv, materialize_grads=True)  # a rank may have no tokens
     return [(x.float() if dtype == torch.bfloat16 else x).detach().numpy() for x in (out, *grads)]
 
@@ -135,25 +148,46 @@ def _disturbed(group: dist.ProcessGroup, kind: str, document: int | None) -> Any
         for x in qkv:
             x[split.bounds[document] : split.bounds[document + 1]] = torch.nan
     parts = (split.take(x, group.rank()) for x in qkv)
-    return context_attention(split, group, attend_sdpa, "cpu")(0, *parts).numpy()
+    return split_attention(group, split)(0, *parts).numpy()
 
 
 def _model(group: dist.ProcessGroup, kind: str) -> tuple[float, dict[str, Any], int]:
     """The loss and gradients of all ranks together, and the tokens of this one."""
     model = Model(MODEL, seed=1)
     shard, split = shard_batch(random_batch(), kind, group.rank(), group.size())
-    attention = context_attention(split, group, attend_sdpa, "cpu")
+    attention = split_attention(group, split)
     hidden = model.hidden(shard["input_ids"], shard["position_ids"], attention)
     arguments = (hidden, model.head_weight, shard["targets"], MODEL.vocab_size, shard["is_repeat"])
     summed, _ = cross_entropy_parts(*arguments, weights_T=shard["loss_weights"])
     loss = summed / shard["global_loss_weight"]
     loss.backward()
-    sums = [loss.detach(), *(parameter.grad for parameter in model.parameters() if parameter.grad is not None)]
-    for x in sums:
+    return (*_summed(group, model, loss), len(shard["targets"]))
+
+
+def _experts(group: dist.ProcessGroup, kind: str) -> tuple[float, dict[str, Any]]:
+    """The loss of a model with experts and its gradients, with the routing of all ranks balanced as one."""
+    model = Model(EXPERTS, seed=1)
+    shard, split = shard_batch(random_batch(), kind, group.rank(), group.size())
+    attention = split_attention(group, split)
+
+    def forward(part: dict[str, Any]) -> Tensor:
+        return model.hidden(part["input_ids"], part["position_ids"], attention)
+
+    counts = expert_counts(model, [shard], forward, group)
+    with record_routing(model) as routings:
+        hidden = forward(shard)
+    summed = cross_entropy_sum(hidden, model.head_weight, shard["targets"], EXPERTS.vocab_size)
+    loss = summed / shard["global_loss_tokens"] + BALANCE * balance_loss(routings, counts)
+    loss.backward()
+    return _summed(group, model, loss)
+
+
+def _summed(group: dist.ProcessGroup, model: Model, loss: Tensor) -> tuple[float, dict[str, Any]]:
+    """The loss and gradients of all ranks together."""
+    sums = {"": loss.detach(), **{name: x.grad for name, x in model.named_parameters() if x.grad is not None}}
+    for x in sums.values():
         dist.all_reduce(x, group=group)
-    names = [name for name, _ in model.named_parameters()]
-    grads = dict(zip(names, (x.numpy() for x in sums[1:]), strict=True))
-    return float(sums[0]), grads, len(shard["targets"])
+    return float(sums.pop("")), {name: x.numpy() for name, x in sums.items()}
 
 
 def _count_messages(group: dist.ProcessGroup, lengths: str) -> int:
