@@ -129,14 +129,21 @@ class MixtureOfExperts(nn.Module):
 def record_routing(model: nn.Module) -> Iterator[list[Routing]]:
     """The Routing of each layer in what `model` computes inside the block, in the order of the layers.
 
-    What a backward pass computes again after the block is not recorded again.
+    A layer that works on some tokens at a time is recorded as one. What a backward pass computes again after the block
+    is not recorded again.
     """
     found: list[Routing] = []
-    handles = [
-        module.register_forward_hook(lambda _module, _inputs, routing: found.append(routing))
-        for module in model.modules()
-        if isinstance(module, Router)
-    ]
+    places: dict[nn.Module, int] = {}
+
+    def record(router: nn.Module, _inputs: object, routing: Routing) -> None:
+        if router in places:
+            before = found[places[router]]
+            found[places[router]] = Routing(*(torch.cat(pair) for pair in zip(before, routing, strict=True)))
+        else:
+            places[router] = len(found)
+            found.append(routing)
+
+    handles = [module.register_forward_hook(record) for module in model.modules() if isinstance(module, Router)]
     try:
         yield found
     finally:

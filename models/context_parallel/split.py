@@ -69,9 +69,9 @@ class ContextSplit:
 
     def join(self, parts: Sequence[Tensor]) -> Tensor:
         """The whole x[T, ...] again from what `take` gave to each rank."""
-        places = [token for rank in range(self.ranks) for chunk in self.chunks(rank) for token in chunk]
-        held = torch.cat(tuple(parts))
-        return torch.empty_like(held).index_copy_(0, torch.tensor(places, device=held.device), held)
+        held = [chunk for rank in range(self.ranks) for chunk in self.chunks(rank)]
+        in_chunks = torch.cat(tuple(parts)).split([len(chunk) for chunk in held])
+        return torch.cat([in_chunks[place] for place in sorted(range(len(held)), key=lambda place: held[place].start)])
 
 
 def shard_batch(batch: Mapping[str, Any], kind: str, rank: int, ranks: int) -> tuple[dict[str, Any], ContextSplit]:

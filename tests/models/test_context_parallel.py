@@ -65,8 +65,9 @@ def test_outputs_and_gradients_are_those_of_one_rank(results: Results, kind: str
             assert_close(split.join(parts).double(), whole, tolerance)
 
 
+@pytest.mark.parametrize("case", ["model", "recomputed model"])
 @pytest.mark.parametrize("kind", KINDS)
-def test_loss_and_gradients_of_a_model_are_those_of_one_rank(results: Results, kind: str) -> None:
+def test_loss_and_gradients_of_a_model_are_those_of_one_rank(results: Results, kind: str, case: str) -> None:
     model, batch = Model(MODEL, seed=1), random_batch()
     lengths = batch["cu_seqlens"].diff()
     one_rank = partial(by_definition, lengths=tuple(lengths.tolist()))
@@ -75,12 +76,12 @@ def test_loss_and_gradients_of_a_model_are_those_of_one_rank(results: Results, k
     arguments = (hidden, model.head_weight, batch["targets"], MODEL.vocab_size, None)
     expected = cross_entropy_parts(*arguments, weights_T=weights)[0] / batch["global_loss_weight"]
     expected.backward()  # type: ignore[no-untyped-call]
-    loss, grads, _ = results[0][kind, "model"]
+    loss, grads, _ = results[0][kind, case]
     assert loss == pytest.approx(expected.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None
         assert_close(torch.from_numpy(grads[name]), parameter.grad, 2e-6)
-    assert sum(tokens for *_, tokens in (result[kind, "model"] for result in results)) == len(batch["targets"])
+    assert sum(tokens for *_, tokens in (result[kind, case] for result in results)) == len(batch["targets"])
 
 
 @pytest.mark.parametrize("kind", KINDS)

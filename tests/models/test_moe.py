@@ -210,6 +210,22 @@ def test_the_balancing_loss_makes_experts_be_used_alike(config: ModelConfig, bat
     assert loads[-1] < 1.2
 
 
+def test_a_layer_that_works_on_some_tokens_at_a_time_is_counted_and_balanced_as_one(config: ModelConfig) -> None:
+    layers = torch.nn.ModuleList([layer_of(config), layer_of(config)])
+    x = rows(30, config)
+    found = []
+    for tokens in (30, 8):
+        with record_routing(layers) as routings:
+            for layer in layers:
+                for tile in x.split(tokens):
+                    layer(tile)
+        counts = count_choices(routings)
+        found.append((counts, balance_loss(routings, counts)))
+    assert torch.equal(found[0][0], found[1][0])
+    assert found[0][0].shape == (2, EXPERTS)
+    torch.testing.assert_close(found[0][1], found[1][1])
+
+
 def test_load_is_the_busiest_expert_over_the_mean() -> None:
     counts = torch.tensor([[5, 5, 5, 5], [20, 0, 0, 0], [10, 4, 4, 2]])
     assert load_imbalance(counts) == [1.0, 4.0, 2.0]

@@ -4,6 +4,7 @@ import multiprocessing
 from collections.abc import Callable
 from dataclasses import replace
 from datetime import timedelta
+from functools import partial
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch import distributed as dist
+from torch.utils.checkpoint import checkpoint
 
 from seqmill.errors import UserError
 from seqmill.models import Model, ModelConfig
@@ -117,6 +119,7 @@ def everything(group: dist.ProcessGroup) -> dict[Any, Any]:
             found[kind, "disturbed", document] = _disturbed(group, kind, document)
         found[kind, "undisturbed"] = _disturbed(group, kind, None)
         found[kind, "model"] = _model(group, kind)
+        found[kind, "recomputed model"] = _model(group, kind, recompute=True)
         found[kind, "experts"] = _experts(group, kind)
     found["messages of uncut documents"] = _count_messages(group, "uncut")
     found["messages of a cut document"] = _count_messages(group, "one")
@@ -151,9 +154,11 @@ def _disturbed(group: dist.ProcessGroup, kind: str, document: int | None) -> Any
     return split_attention(group, split)(0, *parts).numpy()
 
 
-def _model(group: dist.ProcessGroup, kind: str) -> tuple[float, dict[str, Any], int]:
+def _model(group: dist.ProcessGroup, kind: str, recompute: bool = False) -> tuple[float, dict[str, Any], int]:
     """The loss and gradients of all ranks together, and the tokens of this one."""
     model = Model(MODEL, seed=1)
+    for block in model.blocks if recompute else ():
+        block.forward = partial(checkpoint, block.forward, use_reentrant=False)  # type: ignore[method-assign]
     shard, split = shard_batch(random_batch(), kind, group.rank(), group.size())
     attention = split_attention(group, split)
     hidden = model.hidden(shard["input_ids"], shard["position_ids"], attention)
