@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqmill.models.attention import Segments, attend
 from seqmill.models.config import ModelConfig
+from seqmill.models.moe import MixtureOfExperts
 from seqmill.models.rotary import rotary_table, rotate
 
 _EMBEDDING_STD = 0.02  # of the embedding and the head: first logits are small, the first loss is ln(vocabulary)
@@ -42,7 +43,7 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then SwiGLU, each over a normalised copy of the residual stream."""
+    """One layer: attention, then SwiGLU or experts, each over a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
@@ -56,8 +57,10 @@ class Block(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.attention_out = nn.Linear(q_width, config.dim, bias=False)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.experts = MixtureOfExperts(config) if config.experts else None
+        if self.experts is None:
+            self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+            self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: LayerAttention) -> Tensor:
         """The residual stream after this layer."""
@@ -66,6 +69,8 @@ class Block(nn.Module):
         q_THE, k_TKE = rotate(self.q_norm(q_THE), rotary), rotate(self.k_norm(k_TKE), rotary)
         out_THE = attention(self.layer, q_THE, k_TKE, v_TKE)
         x_TD = x_TD + self.attention_out(out_THE.flatten(1))
+        if self.experts is not None:
+            return x_TD + self.experts(self.ffn_norm(x_TD))
         gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
         return x_TD + self.down(F.silu(gate_TF) * up_TF)
 
@@ -100,7 +105,7 @@ class Model(nn.Module):
                 parameter.fill_(1.0)
             else:
                 is_table = name in ("embedding.weight", "head.weight")
-                std = _EMBEDDING_STD if is_table else parameter.shape[1] ** -0.5
+                std = _EMBEDDING_STD if is_table else parameter.shape[-1] ** -0.5
                 if name.endswith(("attention_out.weight", "down.weight")):
                     std /= math.sqrt(2 * self.config.layers)
                 parameter.normal_(0.0, std, generator=generator)

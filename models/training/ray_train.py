@@ -67,6 +67,7 @@ def plain_errors(out: Path) -> Iterator[None]:
         for failure in failures:
             if isinstance(failure, UserError):
                 raise failure from None
+        told = " ".join(str(error).split())
         raise UserError(
-            f"training on Ray stopped: {' '.join(str(error).split())}; run the same command again to go on from the newest checkpoint in {out}"
+            f"training on Ray stopped: {told}; run the same command again to go on from the newest checkpoint in {out}"
         ) from error
