@@ -109,6 +109,14 @@ def test_our_models_have_the_same_logits_there(
     assert torch.equal(our_logits(again), our_logits(ours))
 
 
+@pytest.mark.parametrize("variants", [{"window": 8}, {"nope_every": 2}], ids=str)
+def test_what_their_families_cannot_say_is_not_exported(variants: dict[str, int], tmp_path: Path) -> None:
+    shape = ModelConfig(vocab_size=100, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, **variants)
+    with pytest.raises(UserError, match=rf"llama or qwen3 of transformers has no .*{next(iter(variants))}"):
+        export_huggingface(Model(shape), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def change_config(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
