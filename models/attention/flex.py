@@ -145,10 +145,18 @@ def _mask_mod(start_T: Tensor, pattern: Pattern) -> Callable[[Tensor, Tensor, Te
 
 @cache
 def _compiled_kernel() -> Callable[..., Any]:
-    """The fused kernel, compiled once per padded length; it raises rather than run unfused."""
+    return compile_kernel()
+
+
+def compile_kernel(compiler: str | Callable[..., Any] = "inductor") -> Callable[..., Any]:
+    """The fused kernel, compiled once per padded length and pattern; it raises rather than run unfused.
+
+    Args:
+        compiler: a backend of `torch.compile`.
+    """
     from torch.nn.attention.flex_attention import flex_attention
 
-    compiled = torch.compile(flex_attention, dynamic=False, fullgraph=True)
+    compiled = torch.compile(flex_attention, backend=compiler, dynamic=False, fullgraph=True)
 
     def kernel(*args: Any, **kwargs: Any) -> Any:
         if torch.compiler.is_compiling():  # inside a compiled model it is part of that
