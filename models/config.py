@@ -9,7 +9,8 @@ from typing import Any
 from seqmill.errors import UserError
 
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this, for matrix kernels
-_VARIANTS = ("experts", "experts_per_token")  # fields that a plain decoder leaves as they are
+# fields that a plain decoder leaves as they are
+_VARIANTS = ("experts", "experts_per_token", "window", "sinks", "full_every", "nope_every")
 REFERENCE_VOCAB = 50_257  # the vocabulary (GPT-2's) for which the presets have the size in their name
 
 
@@ -73,6 +74,10 @@ class ModelConfig:
     rope_scaling: RopeScaling | None = None  # slower angles, for contexts longer than those of the first training
     experts: int = 0  # SwiGLUs per layer, of which a router chooses each token's; 0: one for all tokens
     experts_per_token: int = 0  # how many it chooses
+    window: int | None = None  # tokens that each token sees back, itself included; None: all of its document
+    sinks: int = 0  # first tokens of a document that tokens behind their window see besides
+    full_every: int | None = None  # with a window: every so-manieth layer sees all
+    nope_every: int | None = None  # every so-manieth layer turns no queries and keys, and knows the order alone (NoPE)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "rope_theta"):
@@ -91,10 +96,27 @@ class ModelConfig:
                 "of the experts (the weight of a single one is always 1, and its router would learn nothing); or set "
                 "both to 0"
             )
+        for name in ("window", "full_every", "nope_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model {name} = {value}: must be positive; leave it out for none")
+        if self.sinks < 0 or (self.window is None and (self.sinks or self.full_every is not None)):
+            raise UserError(
+                f"model sinks = {self.sinks}, full_every = {self.full_every}, window = {self.window}: without a window "
+                "every layer sees all already, so give a window, or sinks = 0 and no full_every"
+            )
+
+    def is_full(self, layer: int) -> bool:
+        """Whether the tokens of a layer (counted from 0) see all before them: layers 3, 7, ... with full_every = 4."""
+        return self.window is None or (self.full_every is not None and (layer + 1) % self.full_every == 0)
+
+    def has_rotary(self, layer: int) -> bool:
+        """Whether a layer (counted from 0) turns queries and keys by position: not 3, 7, ... with nope_every = 4."""
+        return self.nope_every is None or (layer + 1) % self.nope_every != 0
 
     @property
     def variants(self) -> dict[str, Any]:
-        """The settings by which layers compute otherwise than in a plain decoder, by name."""
+        """The settings by which layers see or turn otherwise than in a plain decoder, by name."""
         plain = {field.name: field.default for field in fields(self) if field.name in _VARIANTS}
         return {name: getattr(self, name) for name, default in plain.items() if getattr(self, name) != default}
 

@@ -104,7 +104,7 @@ def export_huggingface(model: Model, out: Path | str) -> None:
     """Write a model as `AutoModelForCausalLM.from_pretrained(out)` reads it: config.json and model.safetensors.
 
     Raises:
-        UserError: neither family can say what the model computes: it has experts, for example.
+        UserError: neither family can say what the model computes: it has experts, or layers with a window.
     """
     out = Path(out)
     if model.config.variants:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqmill.models.attention import Segments, attend
+from seqmill.models.attention import Segments, layer_patterns, prepare
 from seqmill.models.config import ModelConfig
 from seqmill.models.moe import MixtureOfExperts
 from seqmill.models.rotary import rotary_table, rotate
@@ -24,9 +24,10 @@ LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 writes a cache; another cache or another mask is another such function, and the decoder stays as it is."""
 
 
-def packed_attention(segments: Segments, backend: str) -> LayerAttention:
-    """Attention inside the documents of a ragged batch."""
-    return lambda _layer, q_THE, k_TKE, v_TKE: attend(q_THE, k_TKE, v_TKE, segments, backend)
+def packed_attention(segments: Segments, backend: str, config: ModelConfig) -> LayerAttention:
+    """Attention inside the documents of a ragged batch, as each layer of a model sees them."""
+    prepared = [prepare(segments, pattern, backend) for pattern in layer_patterns(config)]
+    return lambda layer, q_THE, k_TKE, v_TKE: prepared[layer](q_THE, k_TKE, v_TKE)
 
 
 class RMSNorm(nn.Module):
@@ -49,6 +50,7 @@ class Block(nn.Module):
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.has_rotary = config.has_rotary(layer)
         self.heads = (config.heads, config.kv_heads, config.kv_heads)  # of q, k, v in one projection
         q_width = config.heads * config.head_dim
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
@@ -66,7 +68,9 @@ class Block(nn.Module):
         """The residual stream after this layer."""
         qkv = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, self.head_dim))
         q_THE, k_TKE, v_TKE = qkv.split(self.heads, dim=1)
-        q_THE, k_TKE = rotate(self.q_norm(q_THE), rotary), rotate(self.k_norm(k_TKE), rotary)
+        q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
+        if self.has_rotary:
+            q_THE, k_TKE = rotate(q_THE, rotary), rotate(k_TKE, rotary)
         out_THE = attention(self.layer, q_THE, k_TKE, v_TKE)
         x_TD = x_TD + self.attention_out(out_THE.flatten(1))
         if self.experts is not None:
@@ -122,7 +126,7 @@ class Model(nn.Module):
 
     def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, segments: Segments, backend: str = "sdpa") -> Tensor:
         """hidden_TD, normalised, of documents that lie end to end and see only themselves."""
-        return self.hidden(input_ids_T, position_ids_T, packed_attention(segments, backend))
+        return self.hidden(input_ids_T, position_ids_T, packed_attention(segments, backend, self.config))
 
     def hidden(self, input_ids_T: Tensor, position_ids_T: Tensor, attention: LayerAttention) -> Tensor:
         """hidden_TD, normalised, where `attention` says what each token sees."""

@@ -137,6 +137,14 @@ def test_a_layer_of_experts_is_the_block_of_qwen3_moe_and_of_mixtral_with_the_sa
         assert_equal_logits(layer(x), block.eval()(x[None])[0])
 
 
+@pytest.mark.parametrize("variants", [{"window": 8}, {"nope_every": 2}], ids=str)
+def test_what_their_families_cannot_say_is_not_exported(variants: dict[str, int], tmp_path: Path) -> None:
+    shape = ModelConfig(vocab_size=100, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, **variants)
+    with pytest.raises(UserError, match=rf"llama or qwen3 of transformers has no .*{next(iter(variants))}"):
+        export_huggingface(Model(shape), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def change_config(folder: Path, **values: Any) -> None:
     path = folder / "config.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), **values}))

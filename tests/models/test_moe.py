@@ -18,7 +18,6 @@ from torch.utils.checkpoint import checkpoint
 from seqmill.errors import UserError
 from seqmill.models import Model, ModelConfig, generate, moe
 from seqmill.models.attention import Segments
-from seqmill.models.gradients import MicroBatch, split_batch
 from seqmill.models.huggingface import export_huggingface
 from seqmill.models.integer_export import integer_weights
 from seqmill.models.loss import cross_entropy_sum
@@ -31,7 +30,8 @@ from seqmill.models.moe import (
     record_routing,
     router_z_loss,
 )
-from seqmill.models.optim import OPTIMIZERS, Optimizer, orthogonalise
+from seqmill.models.training.gradients import MicroBatch, split_batch
+from seqmill.models.training.optim import OPTIMIZERS, Optimizer, orthogonalise
 
 EXPERTS, CHOSEN = 6, 2
 BALANCE, Z = 0.5, 0.1  # weights large enough to show in the gradients
