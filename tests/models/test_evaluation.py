@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from transformers import AutoModelForCausalLM
 
 from seqmill.compress import code_lengths
+from seqmill.compress.dictionary import Dictionary
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.models import Model, ModelConfig, score
@@ -25,8 +26,10 @@ from seqmill.models.huggingface import export_huggingface
 from seqmill.models.source_loss import SourceLoss, gather_losses, merge, total
 from seqmill.packing import TokenStore
 from seqmill.storage import write_arrow
-from seqmill.tokenizers_ext import load
+from seqmill.tokenizers_ext import Encoder, append_id, load
 from seqmill.tokenizers_ext.artifact import save_byte
+from seqmill.tokenizers_ext.byte_level import ByteEncoder
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 
 Documents = Sequence[Sequence[int]]
 SOURCES = ("a", "b", "c")
@@ -79,7 +82,7 @@ def slowly(model: Model, documents: Documents, context: int, stride: int) -> dic
     return nats
 
 
-@pytest.mark.parametrize(("context", "stride"), [(16, 4), (16, 16), (1, 1), (1000, 1000), (32, None)])
+@pytest.mark.parametrize(("context", "stride"), [(16, 4), (1, 1), (1000, 1000), (32, None)])
 def test_the_sums_are_those_of_single_tokens_predicted_one_at_a_time(
     model: Model, documents: list[np.ndarray], context: int, stride: int | None
 ) -> None:
@@ -131,7 +134,7 @@ def test_the_size_of_a_batch_does_not_matter(model: Model, documents: list[np.nd
         assert other[name].nats == pytest.approx(one[name].nats, rel=1e-6)
 
 
-@pytest.mark.parametrize("world_size", [2, 3, 40])
+@pytest.mark.parametrize("world_size", [3, 20])
 def test_the_shares_of_ranks_add_up_after_as_many_passes_on_each(
     model: Model, documents: list[np.ndarray], world_size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -158,7 +161,7 @@ def test_the_shares_of_ranks_add_up_after_as_many_passes_on_each(
 
 
 @given(st.lists(st.integers(0, 70), max_size=8), st.integers(1, 20), st.integers(1, 20), st.integers(1, 90))
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=60, deadline=None)
 def test_every_token_but_the_first_is_charged_in_one_window(
     lengths: list[int], context: int, stride: int, most: int
 ) -> None:
@@ -269,6 +272,29 @@ def test_a_folder_of_tokens_is_evaluated_by_the_bytes_of_its_texts(folder: Path,
         ids = size + len(texts)
         assert (found[name].documents, found[name].bytes, found[name].tokens) == (len(texts), size, ids)
         assert found[name].bits_per_byte == pytest.approx(math.log2(258) * ids / size, rel=1e-6)
+
+
+SINGLES = [bytes([byte]) for byte in range(256)]
+ENGLISH, FRENCH = (Dictionary.from_strings([*SINGLES, *more]) for more in ((b"the ", b"cat"), (b"na", "ïve".encode())))
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    [ByteEncoder(), EqualInfoEncoder([ENGLISH]), EqualInfoEncoder([ENGLISH, FRENCH])],
+    ids=["bytes", "windows", "windows of two tables"],
+)
+def test_bytes_are_those_of_the_text_whatever_the_tokenizer(encoder: Encoder, config: ModelConfig) -> None:
+    """A model that knows nothing needs log2(ids) bits for each token: marks of tables and ends of documents too."""
+    lists = append_id(encoder.encode(pa.array(TEXTS)), encoder.special_ids["eos"])
+    sizes = [len(text.encode()) for text in TEXTS]
+    table = table_of(lists.to_pylist(), ["web"] * len(TEXTS), sizes)
+    store = TokenStore([table], {"vocab_size": encoder.vocab_size, "sources": ["web"]})
+    model = Model(ModelConfig(**{**config.to_json(), "vocab_size": encoder.vocab_size}), seed=1)
+    with torch.no_grad():
+        model.head_weight.zero_()
+    found = evaluate(model, HeldOut(store, np.array(sizes), EvaluationConfig(context=32)))["web"]
+    bits = math.log2(encoder.vocab_size) * len(lists.flatten())
+    assert found.bits_per_byte == pytest.approx(bits / sum(sizes), rel=1e-6)
 
 
 def test_beginnings_are_the_first_tokens_of_documents_that_go_on(folder: Path) -> None:
