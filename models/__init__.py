@@ -12,8 +12,8 @@ from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
 from seqmill.models.generate import GeneratedSequence, generate, score
 from seqmill.models.isolation import Isolation, check_isolation
-from seqmill.models.runlog import StepRecord
 from seqmill.models.training.config import TrainConfig
+from seqmill.models.training.runlog import StepRecord
 from seqmill.models.training.trainer import TrainResult, train
 from seqmill.models.transformer import Model
 from seqmill.models.vocabulary import extend_vocabulary

@@ -41,6 +41,15 @@ def keyed_number(first: int, second: int, keys: npt.NDArray[np.uint64]) -> np.in
 
 
 @njit(cache=True, nogil=True)
+def keyed_numbers(firsts: npt.NDArray[np.uint64], second: int, keys: npt.NDArray[np.uint64]) -> npt.NDArray[np.int64]:
+    """`keyed_number(first, second, keys)` of every first, int64[len(firsts)]."""
+    numbers = np.empty(firsts.size, np.int64)
+    for place in range(firsts.size):
+        numbers[place] = keyed_number(firsts[place], second, keys)
+    return numbers
+
+
+@njit(cache=True, nogil=True)
 def _bits(count: int) -> int:
     bits = 2
     while (1 << bits) < count:

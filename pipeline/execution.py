@@ -84,6 +84,14 @@ class Progress(Protocol):
         """A unit is done, now or in an earlier run."""
         ...
 
+    def skip(self, units: int) -> None:
+        """So many units were done by an earlier run: they say nothing about the rate."""
+        ...
+
+    def tell(self, news: str) -> None:
+        """What is known of the stage's results by now, in a few words; shown with the next unit."""
+        ...
+
     def finish(self) -> None:
         """The stage is whole."""
         ...

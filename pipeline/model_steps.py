@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST
@@ -20,10 +19,10 @@ from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
 from seqmill.storage import atomic_path, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
-from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 
 if TYPE_CHECKING:
     from seqmill.models import TrainConfig
+    from seqmill.models.training.runlog import Record
     from seqmill.pipeline.config import GenerateConfig  # whose stage of traps imports this module
 
 SAMPLES = "samples.json"
@@ -60,12 +59,44 @@ def train_model(
         executor.connect()
         return asdict(train_on_ray(packed, out, config, executor.workers))
 
+    reporter = TrainingReporter(progress)
     progress.start("train", config.steps)
     try:
-        result = train(packed, out, config, progress=lambda _step: progress.advance())
+        result = train(packed, out, config, progress=reporter.show)
+        reporter.skip_to(result.steps)
     finally:
         progress.finish()
     return asdict(result)
+
+
+class TrainingReporter:
+    """Turns the records of a run into progress: updates done, and in words the last loss, rate and evaluation."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self._done = 0  # updates that the progress knows of
+        self._evaluation = ""
+
+    def show(self, record: "Record") -> None:
+        """Show a record as it is logged."""
+        from seqmill.models.training.runlog import EvaluationRecord, StepRecord
+
+        if isinstance(record, EvaluationRecord):
+            if record.bits_per_byte is not None:
+                self._evaluation = f", {record.set} {record.bits_per_byte:.3f} bits per byte at {record.step}"
+        elif isinstance(record, StepRecord):
+            self.skip_to(record.step - 1)
+            rate = "" if record.tokens_per_second is None else f", {record.tokens_per_second:,.0f} tokens/s"
+            mfu = "" if record.mfu is None else f", {record.mfu:.1%} MFU"
+            self._progress.tell(f"loss {record.loss:.3f}{rate}{mfu}{self._evaluation}")
+            self._progress.advance()
+            self._done = record.step
+
+    def skip_to(self, step: int) -> None:
+        """An earlier run did the updates up to `step`, but for those that were shown."""
+        if step > self._done:
+            self._progress.skip(step - self._done)
+            self._done = step
 
 
 @dataclass(frozen=True)
@@ -139,32 +170,12 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
         UserError: the checkpoint carries no tokenizer, or a prompt is longer than the model's cache allows.
     """
     from seqmill import models
+    from seqmill.models.samples import SampleConfig, sample_texts
 
+    sampling = SampleConfig(config.max_new_tokens, config.temperature, config.top_k, config.seed)
     encoder = load(tokenizer_of(checkpoint))
-    model = models.load(checkpoint)
-    prompts = encoder.encode(pa.array(config.prompts, pa.large_string())).to_pylist()
-    first_ids = None
-    if isinstance(encoder, EqualInfoEncoder):  # a text that goes on is cut otherwise where the prompt ends
-        healed = [encoder.heal(prompt) for prompt in prompts]
-        prompts, first_ids = [each.ids.tolist() for each in healed], [each.next_ids for each in healed]
-    stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
-    sequences = models.generate(
-        model,
-        prompts,
-        max_new_tokens=config.max_new_tokens,
-        temperature=config.temperature,
-        top_k=config.top_k,
-        seed=config.seed,
-        stop_ids=stop,
-        first_ids=first_ids,
-    )
-    tokens = [sequence.tokens for sequence in sequences]
-    if isinstance(encoder, EqualInfoEncoder):  # the first id may begin with bytes of the prompt
-        whole = _decode(encoder, [(*prompt, *new) for prompt, new in zip(prompts, tokens, strict=True)])
-        texts = [text[len(prompt) :] for prompt, text in zip(config.prompts, whole, strict=True)]
-    else:
-        texts = _decode(encoder, tokens)
-    return [{"prompt": prompt, "continuation": text} for prompt, text in zip(config.prompts, texts, strict=True)]
+    samples = sample_texts(models.load(checkpoint), encoder, config.prompts, sampling)
+    return [asdict(sample) for sample in samples]
 
 
 def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
@@ -243,9 +254,3 @@ def tokenizer_of(checkpoint: Path) -> Path:
     if (checkpoint / TOKENIZER_JSON).is_file():
         return checkpoint / TOKENIZER_JSON
     raise UserError(f"{checkpoint} carries no tokenizer; copy the one its data was made with to {checkpoint}/tokenizer")
-
-
-def _decode(encoder: Encoder, sequences: Sequence[Sequence[int]]) -> list[str]:
-    """Text of generated ids; bytes that are no UTF-8 (a character cut off at the end) become replacement marks."""
-    ids = pa.array(sequences, pa.list_(pa.uint32()))
-    return [text.decode(errors="replace") for text in encoder.decode(ids).to_pylist()]

@@ -2,8 +2,12 @@
 
 import sys
 import time
+from typing import TYPE_CHECKING
 
 from seqmill.pipeline.execution import Progress
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 SECONDS_BETWEEN_LINES = 5.0
 
@@ -17,6 +21,12 @@ class Silent:
     def advance(self) -> None:
         """See `Progress.advance`."""
 
+    def skip(self, units: int) -> None:
+        """See `Progress.skip`."""
+
+    def tell(self, news: str) -> None:
+        """See `Progress.tell`."""
+
     def finish(self) -> None:
         """See `Progress.finish`."""
 
@@ -26,7 +36,7 @@ class Lines:
 
     def start(self, stage: str, units: int) -> None:
         """See `Progress.start`."""
-        self._stage, self._units, self._done = stage, units, 0
+        self._stage, self._units, self._done, self._skipped, self._news = stage, units, 0, 0, ""
         self._began = self._spoke = time.monotonic()
 
     def advance(self) -> None:
@@ -35,20 +45,34 @@ class Lines:
         if time.monotonic() - self._spoke >= SECONDS_BETWEEN_LINES:
             self._say()
 
+    def skip(self, units: int) -> None:
+        """See `Progress.skip`."""
+        self._done += units
+        self._skipped += units
+
+    def tell(self, news: str) -> None:
+        """See `Progress.tell`."""
+        self._news = f", {news}"
+
     def finish(self) -> None:
         """See `Progress.finish`."""
         self._say()
 
     def _say(self) -> None:
         self._spoke = time.monotonic()
-        elapsed = self._spoke - self._began
-        left = elapsed / self._done * (self._units - self._done) if self._done else 0.0
+        elapsed, own = self._spoke - self._began, self._done - self._skipped
+        left = elapsed / own * (self._units - self._done) if own else 0.0
         rest = f", {left:.0f} s left" if self._done < self._units else ""
-        print(f"{self._stage}: {self._done}/{self._units} in {elapsed:.1f} s{rest}", file=sys.stderr, flush=True)
+        line = f"{self._stage}: {self._done}/{self._units} in {elapsed:.1f} s{rest}{self._news}"
+        print(line, file=sys.stderr, flush=True)
 
 
 class Bars:
-    """A rich progress bar per stage, with rate and time left."""
+    """A rich progress bar per stage, with rate and time left, and the news behind it."""
+
+    def __init__(self, console: "Console | None" = None) -> None:
+        """Show on `console`; None: on stderr."""
+        self._console = console
 
     def start(self, stage: str, units: int) -> None:
         """See `Progress.start`."""
@@ -63,15 +87,25 @@ class Bars:
                 speed = task.finished_speed or task.speed
                 return Text(f"{speed:.1f}/s" if speed else "", style="dim")
 
-        name = TextColumn("{task.description:<16}")
-        columns = (name, BarColumn(), MofNCompleteColumn(), Rate(), TimeRemainingColumn(elapsed_when_finished=True))
-        self._bars = RichProgress(*columns, console=Console(stderr=True))
+        name, news = TextColumn("{task.description:<16}"), TextColumn("{task.fields[news]}", markup=False)
+        left = TimeRemainingColumn(elapsed_when_finished=True)
+        columns = (name, BarColumn(), MofNCompleteColumn(), Rate(), left, news)
+        self._bars = RichProgress(*columns, console=self._console or Console(stderr=True))
         self._bars.start()
-        self._task = self._bars.add_task(stage, total=units)
+        self._task = self._bars.add_task(stage, total=units, news="")
 
     def advance(self) -> None:
         """See `Progress.advance`."""
         self._bars.advance(self._task)
+
+    def skip(self, units: int) -> None:
+        """See `Progress.skip`."""
+        done = self._bars.tasks[self._task].completed + units
+        self._bars.reset(self._task, completed=int(done))  # which starts the clock of the rate
+
+    def tell(self, news: str) -> None:
+        """See `Progress.tell`."""
+        self._bars.update(self._task, news=news)
 
     def finish(self) -> None:
         """See `Progress.finish`."""

@@ -119,12 +119,12 @@ def files_of(run: Path) -> dict[str, bytes]:
 
 def without_clock(path: Path) -> bytes:
     """The file's bytes; reports and training logs without the fields that tell the time or the machine."""
-    clocks = {"seconds", "machine", "resumed_from"}
+    clocks = {"seconds", "machine", "resumed_from", "tokens_per_second", "mfu", "loader_wait", "peak_memory"}
     if path.name == "report.json":
         report = json.loads(path.read_text())
         report["train"] = {key: value for key, value in report.get("train", {}).items() if key not in clocks}
         return json.dumps({key: value for key, value in report.items() if key not in clocks}, sort_keys=True).encode()
-    if path.name == "log.jsonl":
+    if path.name in ("log.jsonl", "eval.jsonl"):
         lines = [json.loads(line) for line in path.read_text().splitlines()]
         return json.dumps([{k: v for k, v in line.items() if k not in clocks} for line in lines]).encode()
     return path.read_bytes()

@@ -32,12 +32,12 @@ from seqmill.models.checkpoint import (
     restore,
     snapshot,
 )
-from seqmill.models.runlog import LOG, RepeatStepRecord, RunLog, StepRecord, cut_log
 from seqmill.models.training.config import TrainConfig
 from seqmill.models.training.gradients import PackedLoss, UpdateLoss, accumulate_gradients
 from seqmill.models.training.job import Job, choose_device, resolve
 from seqmill.models.training.optim import Optimizer, learning_rate
 from seqmill.models.training.ranks import joined_ranks
+from seqmill.models.training.runlog import LOG, RepeatStepRecord, RunLog, StepRecord, cut_log
 from seqmill.models.training.spread import Spread, put, spread, whole
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json

@@ -29,6 +29,12 @@ class SilentProgress:
     def advance(self) -> None:
         pass
 
+    def skip(self, units: int) -> None:
+        pass
+
+    def tell(self, news: str) -> None:
+        pass
+
     def finish(self) -> None:
         pass
 

@@ -1,0 +1,86 @@
+"""Texts that a model writes behind prompts: from text to text, whatever the tokenizer."""
+
+from dataclasses import replace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+
+from seqmill.compress.dictionary import Dictionary
+from seqmill.errors import UserError
+from seqmill.models import Model, ModelConfig, generate
+from seqmill.models.evaluation.held_out import EvaluationConfig, HeldOut
+from seqmill.models.samples import Sample, SampleConfig, decode_texts, sample_beginnings, sample_texts
+from seqmill.packing import TokenStore
+from seqmill.tokenizers_ext import Encoder
+from seqmill.tokenizers_ext.byte_level import ByteEncoder
+from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
+
+SINGLES = [bytes([byte]) for byte in range(256)]
+WINDOWS = EqualInfoEncoder([Dictionary.from_strings([*SINGLES, b"th", b"the ", b"cat", b" sat", b"at "])])
+PROMPTS = ["the ca", "naïve 🙂", "x"]
+CONFIG = SampleConfig(max_new_tokens=12, temperature=1.0, top_k=None, seed=4)
+
+
+def model_for(encoder: Encoder, config: ModelConfig) -> Model:
+    model = Model(replace(config, vocab_size=encoder.vocab_size), seed=1)
+    with torch.no_grad():
+        model.embedding.weight.mul_(10)
+    return model
+
+
+def ids_of(encoder: Encoder, texts: list[str]) -> list[list[int]]:
+    found: list[list[int]] = encoder.encode(pa.array(texts, pa.large_string())).to_pylist()
+    return found
+
+
+def test_the_ids_of_a_prompt_are_continued_and_told_as_text(config: ModelConfig) -> None:
+    encoder = ByteEncoder()
+    model = model_for(encoder, config)
+    eos = encoder.special_ids["eos"]
+    new = generate(model, ids_of(encoder, PROMPTS), 12, temperature=1.0, stop_ids=[eos], seed=4)
+    expected = [bytes(sequence.tokens).decode(errors="replace") for sequence in new]
+    found = sample_texts(model, encoder, PROMPTS, CONFIG)
+    assert found == [Sample(prompt, text) for prompt, text in zip(PROMPTS, expected, strict=True)]
+    assert any(sample.continuation for sample in found)
+    assert sample_texts(model, encoder, PROMPTS, CONFIG) == found
+    assert sample_texts(model, encoder, PROMPTS, replace(CONFIG, seed=5)) != found
+    assert sample_texts(model, encoder, [], CONFIG) == []
+
+
+def test_a_prompt_that_ends_within_a_window_goes_on_where_it_ended(config: ModelConfig) -> None:
+    """ "ca" is no string of the dictionary, so the prompt's ids end with [a]. It is taken back, and the model goes on
+    with a string that begins with a, of which the prompt has the a already: [a] adds nothing, [at ] adds "t "."""
+    model = model_for(WINDOWS, config)
+    with torch.no_grad():
+        model.norm.weight.zero_()  # all ids are alike to it
+    once = SampleConfig(max_new_tokens=1, temperature=1.0, top_k=None)
+    found = sample_texts(model, WINDOWS, ["the ca"] * 40, once)
+    assert {sample.continuation for sample in found} == {"", "t "}
+    assert {sample.prompt for sample in found} == {"the ca"}
+
+
+def test_an_empty_prompt_is_refused(config: ModelConfig) -> None:
+    with pytest.raises(UserError, match="prompt 0 is empty"):
+        sample_texts(model_for(ByteEncoder(), config), ByteEncoder(), [""], CONFIG)
+
+
+@pytest.mark.parametrize("encoder", [ByteEncoder(), WINDOWS], ids=["bytes", "windows"])
+def test_without_prompts_held_out_documents_are_begun_and_continued(encoder: Encoder, config: ModelConfig) -> None:
+    texts = ["the cat sat on the mat", "kätzchen und hund", "short", "dog eat dog"]
+    ids = ids_of(encoder, texts)
+    columns = {"doc_id": pa.array(range(4), pa.uint64()), "source": ["a"] * 4}
+    table = pa.table({**columns, "input_ids": pa.array(ids, pa.list_(pa.uint16()))})
+    store = TokenStore([table], {"vocab_size": encoder.vocab_size, "sources": ["a"]})
+    held_out = HeldOut(store, np.ones(4), EvaluationConfig())
+    model = model_for(encoder, config)
+    found = sample_beginnings(model, encoder, held_out, CONFIG, count=2, tokens=5)
+    long = [item for item in held_out.items.tolist() if len(ids[item]) > 5][:2]
+    assert [sample.prompt for sample in found] == decode_texts(encoder, [ids[item][:5] for item in long])
+    stop = [encoder.special_ids["eos"]]
+    new = generate(model, [ids[item][:5] for item in long], 12, temperature=1.0, stop_ids=stop, seed=4)
+    for sample, item, sequence in zip(found, long, new, strict=True):
+        (whole,) = decode_texts(encoder, [[*ids[item][:5], *sequence.tokens]])
+        assert sample.continuation == whole[len(sample.prompt) :]
+    assert sample_beginnings(model, encoder, held_out, CONFIG, tokens=100) == []
