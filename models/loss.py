@@ -6,7 +6,7 @@ Tensor names end in their axes: T tokens, C tokens of one chunk, D model width, 
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -50,11 +50,41 @@ def cross_entropy_parts(
         The weighted sum, and the sums without weights over the tokens that are not in the part and over those that
         are: float32[2].
     """
+    found = summed_loss(hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens, weights_T)
+    return found.total, found.parts
+
+
+class SummedLoss(NamedTuple):
+    """Sums over the targets of some tokens, float32 on their device. Gradients flow through `total` alone."""
+
+    total: Tensor  # what is trained on: cross_entropy + z_loss
+    cross_entropy: Tensor  # nats, with the tokens' weights
+    z_loss: Tensor  # with the tokens' weights
+    parts: Tensor  # float32[2], nats without weights: of tokens outside the part, and of those in it
+
+
+def summed_loss(
+    hidden_TD: Tensor,
+    weight_VD: Tensor,
+    targets_T: Tensor,
+    vocab_size: int,
+    part_T: Tensor | None = None,
+    chunk_tokens: int | None = None,
+    weights_T: Tensor | None = None,
+    z_coefficient: float = 0.0,
+) -> SummedLoss:
+    """`cross_entropy_parts` with a z-loss, which keeps the logits' normaliser Z near 1: z_coefficient * log(Z)^2 of
+    every counted token (PaLM, Chowdhery et al. 2022, arXiv 2204.02311, section 5, with 1e-4).
+
+    Args:
+        z_coefficient: 0 leaves every bit of the sums and gradients as it is without.
+    """
     chunk_tokens = chunk_tokens or max(1, CHUNK_LOGITS[hidden_TD.device.type] // weight_VD.shape[0])
-    found: tuple[Tensor, Tensor] = _CrossEntropySum.apply(
-        hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens, weights_T
+    return SummedLoss(
+        *_CrossEntropySum.apply(
+            hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens, weights_T, z_coefficient
+        )
     )
-    return found
 
 
 class _CrossEntropySum(torch.autograd.Function):
@@ -68,12 +98,19 @@ class _CrossEntropySum(torch.autograd.Function):
         part_T: Tensor | None,
         chunk_tokens: int,
         weights_T: Tensor | None,
-    ) -> tuple[Tensor, Tensor]:
+        z_coefficient: float,
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The fields of `SummedLoss`, and for the way back the gradients of the total.
+
+        With p = softmax(logits), the gradient of a token's logits is p - onehot(target), and that of log(Z)^2 is
+        2 log(Z) p: the exponentials that the loss takes anyway serve for both, and stand where the logits stood.
+        """
         wants_gradient = any(ctx.needs_input_grad)
         compute_VD = weight_VD.to(hidden_TD.dtype)
         grad_hidden_TD = torch.empty_like(hidden_TD) if wants_gradient else None
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_gradient else None
         loss = hidden_TD.new_zeros((), dtype=torch.float32)
+        z_loss = torch.zeros_like(loss)
         parts = hidden_TD.new_zeros(2, dtype=torch.float32)
         for start in range(0, len(targets_T), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
@@ -86,21 +123,26 @@ class _CrossEntropySum(torch.autograd.Function):
             losses_C = (normaliser_C - logits_CV.gather(1, targets_C)) * counted_C
             scale_C = counted_C if weights_T is None else counted_C * weights_T[chunk, None]
             loss += (losses_C if weights_T is None else losses_C * scale_C).sum()
+            if z_coefficient:
+                z_loss += z_coefficient * (normaliser_C.square() * scale_C).sum()
             if part_T is not None:
                 in_part_C = part_T[chunk, None]
                 parts += torch.stack([(losses_C * ~in_part_C).sum(), (losses_C * in_part_C).sum()])
             if grad_hidden_TD is not None and grad_weight_VD is not None:
                 grad_CV = logits_CV.sub_(normaliser_C).exp_()
+                if z_coefficient:
+                    grad_CV *= 1 + 2 * z_coefficient * normaliser_C
                 grad_CV.scatter_add_(1, targets_C, grad_CV.new_full((), -1.0).expand_as(targets_C))
                 grad_CV = grad_CV.mul_(scale_C).to(hidden_TD.dtype)
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_TD[chunk])
                 grad_weight_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
-        ctx.mark_non_differentiable(parts)
-        return loss, parts
+        ctx.mark_non_differentiable(loss, z_loss, parts)
+        return loss + z_loss, loss, z_loss, parts
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
-        grad_loss, _ = grad_outputs
+        """The gradients taken in `forward`, times that of the total."""
+        grad_total, *_ = grad_outputs
         grad_hidden_TD, grad_weight_VD = ctx.saved_tensors
-        return grad_hidden_TD * grad_loss, (grad_weight_VD * grad_loss), None, None, None, None, None
+        return grad_hidden_TD * grad_total, grad_weight_VD * grad_total, None, None, None, None, None, None

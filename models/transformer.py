@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from seqmill.models.attention import Segments, layer_patterns, prepare
 from seqmill.models.config import ModelConfig
+from seqmill.models.memory import PLAIN, LayerMemory, MemorySettings, layer_memory
 from seqmill.models.moe import MixtureOfExperts
 from seqmill.models.rotary import rotary_table, rotate
 
@@ -64,15 +65,37 @@ class Block(nn.Module):
             self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
             self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
-    def forward(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: LayerAttention) -> Tensor:
-        """The residual stream after this layer."""
+    def forward(
+        self,
+        x_TD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        attention: LayerAttention,
+        memory: LayerMemory | None = None,
+    ) -> Tensor:
+        """The residual stream after this layer; `memory` trades time for what is kept for the gradients."""
+        if memory is not None:
+            return memory(self, x_TD, rotary, attention)
+        return self.add_feed_forward(self.add_attention(x_TD, rotary, attention))
+
+    def add_attention(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: LayerAttention) -> Tensor:
+        """The residual stream after the first half of this layer."""
+        return self.add_attended(x_TD, attention(self.layer, *self.project(x_TD, rotary)))
+
+    def project(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
+        """q_THE, k_TKE, v_TKE of tokens; each token's depend on nothing but itself."""
         qkv = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, self.head_dim))
         q_THE, k_TKE, v_TKE = qkv.split(self.heads, dim=1)
         q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
         if self.has_rotary:
             q_THE, k_TKE = rotate(q_THE, rotary), rotate(k_TKE, rotary)
-        out_THE = attention(self.layer, q_THE, k_TKE, v_TKE)
-        x_TD = x_TD + self.attention_out(out_THE.flatten(1))
+        return q_THE, k_TKE, v_TKE
+
+    def add_attended(self, x_TD: Tensor, out_THE: Tensor) -> Tensor:
+        """The residual stream with what attention found, token by token."""
+        return x_TD + self.attention_out(out_THE.flatten(1))
+
+    def add_feed_forward(self, x_TD: Tensor) -> Tensor:
+        """The residual stream after the second half of this layer, token by token."""
         if self.experts is not None:
             return x_TD + self.experts(self.ffn_norm(x_TD))
         gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
@@ -124,17 +147,39 @@ class Model(nn.Module):
         """[padded vocabulary, D]: one row per id, rows from `vocab_size` on being padding."""
         return self.embedding.weight if self.head is None else self.head.weight
 
-    def forward(self, input_ids_T: Tensor, position_ids_T: Tensor, segments: Segments, backend: str = "sdpa") -> Tensor:
-        """hidden_TD, normalised, of documents that lie end to end and see only themselves."""
-        return self.hidden(input_ids_T, position_ids_T, packed_attention(segments, backend, self.config))
+    def forward(
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        segments: Segments,
+        backend: str = "sdpa",
+        memory: MemorySettings = PLAIN,
+    ) -> Tensor:
+        """hidden_TD, normalised, of documents that lie end to end and see only themselves.
 
-    def hidden(self, input_ids_T: Tensor, position_ids_T: Tensor, attention: LayerAttention) -> Tensor:
-        """hidden_TD, normalised, where `attention` says what each token sees."""
+        Args:
+            memory: what is kept for the gradients, and what is computed again.
+        """
+
+        def attention_within(documents: Segments) -> LayerAttention:
+            return packed_attention(documents, backend, self.config)
+
+        run_layer = layer_memory(memory, segments, attention_within, self.device)
+        return self.hidden(input_ids_T, position_ids_T, attention_within(segments), run_layer)
+
+    def hidden(
+        self,
+        input_ids_T: Tensor,
+        position_ids_T: Tensor,
+        attention: LayerAttention,
+        memory: LayerMemory | None = None,
+    ) -> Tensor:
+        """hidden_TD, normalised, where `attention` says what each token sees and `memory` how a layer is run."""
         x_TD = self.embedding(input_ids_T)
         config = self.config
         rotary = rotary_table(position_ids_T, config.head_dim, config.rope_theta, config.rope_scaling)
         for block in self.blocks:
-            x_TD = block(x_TD, rotary, attention)
+            x_TD = block(x_TD, rotary, attention, memory)
         normalised: Tensor = self.norm(x_TD)
         return normalised
 

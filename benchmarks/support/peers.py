@@ -24,7 +24,14 @@ PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
 TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
 PACKERS = ("trl", "lightbinpack")
 LOADERS = ("litdata", "mosaicml-streaming", "datasets")
-OUR_OWN = ("gigatoken", "tokenizers", "python", "datasets")  # what this project depends on runs in its environment
+DECODERS = ("transformers",)
+OUR_OWN = (
+    "gigatoken",
+    "tokenizers",
+    "python",
+    "datasets",
+    "transformers",
+)  # what this project depends on runs in its environment
 
 
 class PeerError(Exception):
@@ -48,11 +55,13 @@ class Answer:
 @dataclass(frozen=True)
 class System:
     """One implementation behind benchmarks/peers/TASKS_NAME.py; the tasks are told by protocol.py, tokens.py,
-    sequences.py and batches.py."""
+    sequences.py, batches.py and steps.py."""
 
     name: str
     python: Path
-    tasks: str = "run"  # of deduplication; "encode": of tokenizers; "plan": of packers; "read": of loaders
+    tasks: str = (
+        "run"  # of deduplication; "encode": of tokenizers; "plan": of packers; "read": of loaders; "step": of decoders
+    )
     one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:

@@ -2,7 +2,7 @@ import pytest
 import torch
 import torch.nn.functional as F  # noqa: N812 (the usual name)
 
-from seqmill.models.loss import IGNORED, cross_entropy_parts, cross_entropy_sum
+from seqmill.models.loss import IGNORED, SummedLoss, cross_entropy_parts, cross_entropy_sum, summed_loss
 
 TOKENS, DIM, VOCAB, PADDED = 37, 12, 50, 64
 
@@ -65,11 +65,54 @@ def test_padding_ids_get_no_probability_and_no_gradient() -> None:
     assert weight.grad[:VOCAB].abs().max() > 0
 
 
-def test_tokens_without_any_target_give_zero_and_no_nan() -> None:
+@pytest.mark.parametrize("chunk_tokens", [1, 5, 1000])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_the_z_loss_and_its_gradients_are_those_of_the_formula(chunk_tokens: int, is_weighted: bool) -> None:
+    hidden, weight, targets = example()
+    of_tokens = torch.rand(TOKENS, generator=torch.Generator().manual_seed(1)) if is_weighted else None
+    found = summed_loss(hidden, weight, targets, VOCAB, None, chunk_tokens, of_tokens, z_coefficient=0.03)
+    logits = hidden @ weight[:VOCAB].T
+    scale = (targets != IGNORED) * (1.0 if of_tokens is None else of_tokens)
+    cross_entropy = (F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="none") * scale).sum()
+    z_loss = 0.03 * (logits.logsumexp(1).square() * scale).sum()
+    assert z_loss > 0.01 * cross_entropy
+    torch.testing.assert_close(found.cross_entropy, cross_entropy.detach(), rtol=1e-6, atol=0)
+    torch.testing.assert_close(found.z_loss, z_loss.detach(), rtol=1e-6, atol=0)
+    expected = cross_entropy + z_loss
+    torch.testing.assert_close(found.total, expected, rtol=1e-6, atol=0)
+    ours, theirs = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (found.total, expected))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
+
+
+def test_a_z_loss_leaves_the_reported_cross_entropy_as_it_is_and_lets_no_gradient_through_it() -> None:
+    hidden, weight, targets = example()
+    repeats = torch.arange(TOKENS) % 3 == 0
+    plain = summed_loss(hidden, weight, targets, VOCAB, repeats, 7)
+    with_z = summed_loss(hidden, weight, targets, VOCAB, repeats, 7, z_coefficient=0.03)
+    assert (
+        plain.total
+        == plain.cross_entropy
+        == with_z.cross_entropy
+        == cross_entropy_sum(hidden, weight, targets, VOCAB, 7)
+    )
+    assert torch.equal(plain.parts, with_z.parts)
+    assert plain.z_loss == 0 < with_z.z_loss
+    assert with_z.total.requires_grad
+    assert not any(one.requires_grad for one in with_z[1:])
+
+
+@pytest.mark.parametrize("tokens", [TOKENS, 0])
+@pytest.mark.parametrize("z_coefficient", [0.0, 1e-4])
+@pytest.mark.parametrize("is_weighted", [False, True])
+def test_tokens_without_any_target_give_zero_and_no_nan(tokens: int, z_coefficient: float, is_weighted: bool) -> None:
     hidden, weight, _ = example()
-    loss = cross_entropy_sum(hidden, weight, torch.full((TOKENS,), IGNORED), VOCAB)
-    loss.backward()
-    assert loss == 0
+    weights = torch.ones(tokens) if is_weighted else None
+    targets = torch.full((tokens,), IGNORED)
+    found = summed_loss(hidden[:tokens], weight, targets, VOCAB, targets == 0, 7, weights, z_coefficient)
+    found.total.backward()
+    assert found == SummedLoss(*(torch.zeros(()),) * 3, found.parts)
+    assert not found.parts.any()
     assert hidden.grad is not None
     assert weight.grad is not None
     assert not hidden.grad.any()

@@ -69,6 +69,7 @@ def bench(
     minutes: Annotated[float | None, typer.Option(help="About how long an experiment trains.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Models that an experiment trains of each arm.")] = None,
     device: Annotated[str | None, typer.Option(help="Where an experiment trains: cpu or cuda.")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset of `seqmill train` to measure with.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for an experiment's table and plot.")] = None,
     as_json: AsJson = False,
 ) -> None:
@@ -77,6 +78,7 @@ def bench(
 
     given: dict[str, Any] = {"data": data, "truth": truth, "documents": documents, "ranks": ranks, "dna": dna}
     given |= {"window": window, "tables": tables, "minutes": minutes, "seeds": seeds, "device": device, "out": out}
+    given |= {"model": model}
     lists = {"cases": cases, "peers": peers, "arms": arms}
     given |= {key: None if text is None else [one for one in text.split(",") if one] for key, text in lists.items()}
     options = {key: value for key, value in given.items() if value is not None}

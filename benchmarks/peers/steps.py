@@ -1,0 +1,69 @@
+"""What every driver of a decoder does: one forward and backward pass over one long document, its time and its memory.
+
+    python step_PEER.py describe OUT                                  version, names of its variants
+    python step_PEER.py step OUT VARIANT TOKENS DEVICE SHAPE          seconds and the most bytes at once
+
+SHAPE is a JSON object with vocab_size, dim, layers, heads, kv_heads, head_dim, ffn_dim. Weights and gradients are in
+float32; on a GPU products are in bfloat16. Seconds are those of the processor (CPU) or of the clock (CUDA). Bytes are
+the most that the process had resident (CPU) or that torch's allocator had handed out (CUDA), weights and the
+interpreter included: the difference between two lengths is that of the tokens. Drivers run in the peer's own
+environment, so this file uses torch and the standard library only.
+"""
+
+import contextlib
+import json
+import resource
+import sys
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+Shape = Mapping[str, int]
+Loss = Callable[[torch.Tensor], torch.Tensor]  # int64[tokens] of one document -> its mean loss, ready for backward
+Variant = Callable[[Shape, torch.device], Loss]  # builds the model
+
+WARM_UP_TOKENS = 256
+
+
+def main(package: str, variants: Mapping[str, Variant]) -> None:
+    """Do the task that the command line names; a variant makes of shape and device what runs a forward pass."""
+    task, out, *rest = sys.argv[1:]
+    answer: dict[str, Any] = {"version": version(package)}
+    if task == "describe":
+        answer["variants"] = list(variants)
+    else:
+        name, tokens, device, shape = rest
+        answer |= measured(variants[name], int(tokens), torch.device(device), json.loads(shape))
+    (Path(out) / "result.json").write_text(json.dumps(answer))
+
+
+def measured(variant: Variant, tokens: int, device: torch.device, shape: Shape) -> dict[str, Any]:
+    """Seconds and most bytes of one pass over so many tokens, after a short one that loads code."""
+    loss_of = variant(shape, device)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(shape["vocab_size"], (tokens,), generator=generator).to(device)
+    _step(loss_of, ids[:WARM_UP_TOKENS])
+    now = time.perf_counter if device.type == "cuda" else time.process_time
+    began = now()
+    loss = _step(loss_of, ids)
+    return {"seconds": now() - began, "peak_bytes": peak_bytes(device), "loss": loss}
+
+
+def peak_bytes(device: torch.device) -> int:
+    """The most memory that this process has needed so far."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return kib_or_bytes if sys.platform == "darwin" else kib_or_bytes * 1024
+
+
+def _step(loss_of: Loss, ids: torch.Tensor) -> float:
+    half = ids.is_cuda
+    with torch.autocast("cuda", torch.bfloat16) if half else contextlib.nullcontext():
+        loss = loss_of(ids)
+    loss.backward()
+    return loss.item()  # waits for the GPU
