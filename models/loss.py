@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 IGNORED = -100  # target of a token that is not trained on
+PARTS = ("unique", "repeat", "trap")  # of a loss that is told apart, by what the tokens belong to
 
 # Logits held at once: on a processor they should stay in its cache, on a GPU 1 GiB of float32 keeps it busy.
 CHUNK_LOGITS: Mapping[str, int] = MappingProxyType({"cpu": 1 << 21, "cuda": 1 << 28})
@@ -43,12 +44,11 @@ def cross_entropy_parts(
     """`cross_entropy_sum`, bit for bit, and what it is the sum of, for reading alone: no gradient flows through it.
 
     Args:
-        part_T: bool, the part of each token; None for one part.
+        part_T: int64, the part of each token, a number into `PARTS`; None where nothing tells any apart.
         weights_T: float32, what each token's loss is multiplied with; None for 1.
 
     Returns:
-        The weighted sum, and the sums without weights over the tokens that are not in the part and over those that
-        are: float32[2].
+        The weighted sum, and the sums without weights over the tokens of each part: float32[parts].
     """
     found = summed_loss(hidden_TD, weight_VD, targets_T, vocab_size, part_T, chunk_tokens, weights_T)
     return found.total, found.parts
@@ -60,7 +60,7 @@ class SummedLoss(NamedTuple):
     total: Tensor  # what is trained on: cross_entropy + z_loss
     cross_entropy: Tensor  # nats, with the tokens' weights
     z_loss: Tensor  # with the tokens' weights
-    parts: Tensor  # float32[2], nats without weights: of tokens outside the part, and of those in it
+    parts: Tensor  # float32[parts], nats without weights; zeros where nothing tells tokens apart
 
 
 def summed_loss(
@@ -111,7 +111,7 @@ class _CrossEntropySum(torch.autograd.Function):
         grad_weight_VD = torch.zeros_like(weight_VD, dtype=torch.float32) if wants_gradient else None
         loss = hidden_TD.new_zeros((), dtype=torch.float32)
         z_loss = torch.zeros_like(loss)
-        parts = hidden_TD.new_zeros(2, dtype=torch.float32)
+        parts = hidden_TD.new_zeros(len(PARTS), dtype=torch.float32)
         for start in range(0, len(targets_T), chunk_tokens):
             chunk = slice(start, start + chunk_tokens)
             hidden_CD, targets_C = hidden_TD[chunk], targets_T[chunk, None]
@@ -126,8 +126,8 @@ class _CrossEntropySum(torch.autograd.Function):
             if z_coefficient:
                 z_loss += z_coefficient * (normaliser_C.square() * scale_C).sum()
             if part_T is not None:
-                in_part_C = part_T[chunk, None]
-                parts += torch.stack([(losses_C * ~in_part_C).sum(), (losses_C * in_part_C).sum()])
+                part_C = part_T[chunk, None]
+                parts += torch.stack([(losses_C * (part_C == part)).sum() for part in range(len(PARTS))])
             if grad_hidden_TD is not None and grad_weight_VD is not None:
                 grad_CV = logits_CV.sub_(normaliser_C).exp_()
                 if z_coefficient:

@@ -162,6 +162,7 @@ def expert_counts(
     parts: Iterable[_Part],
     forward: Callable[[_Part], object],
     group: dist.ProcessGroup | None = None,
+    counted: Callable[[_Part], bool] = lambda _part: True,
 ) -> Tensor:
     """`count_choices` over a whole update: all micro-batches of all ranks.
 
@@ -169,12 +170,13 @@ def expert_counts(
         parts: this rank's micro-batches, one or more.
         forward: runs `model` on one, as the pass with gradients will (the same autocast, the same attention).
         group: the ranks that work on this update; None for one. All must call.
+        counted: whether a micro-batch has tokens at all, and is not there to take part in what ranks do together.
     """
     per_part = []
     for part in parts:
         with record_routing(model) as routings:
             forward(part)
-        per_part.append(count_choices(routings))
+        per_part.append(count_choices(routings) * counted(part))
     total = torch.stack(per_part).sum(0)
     if group is not None:
         dist.all_reduce(total, group=group)

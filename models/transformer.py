@@ -154,18 +154,23 @@ class Model(nn.Module):
         segments: Segments,
         backend: str = "sdpa",
         memory: MemorySettings = PLAIN,
+        attention: LayerAttention | None = None,
     ) -> Tensor:
         """hidden_TD, normalised, of documents that lie end to end and see only themselves.
 
         Args:
             memory: what is kept for the gradients, and what is computed again.
+            attention: in place of the backend's, for tokens whose documents lie on other ranks too.
+
+        Raises:
+            UserError: the memory settings are impossible on this device.
         """
 
         def attention_within(documents: Segments) -> LayerAttention:
             return packed_attention(documents, backend, self.config)
 
         run_layer = layer_memory(memory, segments, attention_within, self.device)
-        return self.hidden(input_ids_T, position_ids_T, attention_within(segments), run_layer)
+        return self.hidden(input_ids_T, position_ids_T, attention or attention_within(segments), run_layer)
 
     def hidden(
         self,

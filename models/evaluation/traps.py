@@ -21,6 +21,7 @@ from torch import Tensor
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.models.evaluation.held_out import EvaluationConfig, HeldOut
+from seqmill.models.loss import PARTS
 from seqmill.storage import read_arrow
 
 if TYPE_CHECKING:
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
 
 Int64s = npt.NDArray[np.int64]
 
-PARTS = ("unique", "repeat", "trap")  # of the loss of training, by the numbers that `token_parts` gives
 NEVER = "never"  # the group of traps that no document holds
 
 

@@ -6,13 +6,20 @@ from typing import Any
 
 from seqmill.errors import UserError
 from seqmill.models.config import ModelConfig, find_preset, preset_config
+from seqmill.models.context_parallel.split import KINDS
+from seqmill.models.memory import PLAIN, MemorySettings
 from seqmill.models.training.optim import OPTIMIZERS, SCHEDULES
-from seqmill.models.training.spread import PARALLEL
+from seqmill.models.training.ranks import PARALLEL
 
 # Settings that say how the same numbers are computed or kept, so a resumed run may have others.
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "dtype", "parallel", "plan", "shape"}
-)  # "dtype", "plan" and "shape" are compared after they have been resolved
+    {
+        *("checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "memory"),
+        *("parallel", "context_parallel", "context_kind"),
+        *("dtype", "plan", "shape"),  # these are compared after they have been resolved
+        *("eval_tokens", "eval_every", "eval_bytes", "traps", "injections", "sample_every", "prompts", "tensorboard"),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +44,9 @@ class TrainConfig:
     weight_decay: float = 0.1  # of matrices
     betas: tuple[float, float] = (0.9, 0.95)  # AdamW
     normalisation: str = "token-mean"  # of the loss: a name in packing.loss_weights.NORMALISATIONS
+    z_loss: float = 0.0  # coefficient of log(Z)^2 in the loss (loss.summed_loss); 1e-4 is usual
+    balance: float = 0.01  # coefficient of the loss that keeps experts evenly used, where the model has experts
+    router_z: float = 0.0  # coefficient of the routers' z-loss, where the model has experts; 1e-3 is usual
     grad_clip: float = 1.0  # largest global gradient norm
     checkpoint_every: int = 100  # updates; the last update always leaves a checkpoint
     keep_last: int = 2  # checkpoints
@@ -47,6 +57,17 @@ class TrainConfig:
     attention: str = "auto"  # a name in attention.BACKENDS, or auto
     parallel: str = "ddp"  # of several ranks: ddp, or fsdp for models that do not fit one
     plan: str | None = None  # a file of `seqmill plan`: which rank takes which rows; None: equal parts in order
+    context_parallel: int = 1  # ranks that split the tokens of a row among them, for rows too long for one
+    context_kind: str = "ring"  # how they do so: a name in context_parallel.KINDS
+    memory: MemorySettings = PLAIN  # what layers keep for their gradients
+    eval_tokens: str | None = None  # a tokens folder of held-out documents, told in bits per byte by source
+    eval_every: int | None = None  # updates between looks at them; None: after the last update alone
+    eval_bytes: int | None = 1 << 20  # of their text at most, the same documents for every tokenizer; None: all
+    traps: str | None = None  # traps.parquet of `seqmill traps inject`: a second set of documents, by copies
+    injections: str | None = None  # injections.parquet of the same: tells the loss on their copies apart
+    sample_every: int | None = None  # updates between texts that the model writes; None: after the last, if prompts
+    prompts: tuple[str, ...] = ()  # that it continues; none: the beginnings of held-out documents
+    tensorboard: bool = False  # show the logs in OUT/tensorboard too
 
     def __post_init__(self) -> None:
         from seqmill.packing.loss_weights import check_normalisation  # here: models alone need no packed rows
@@ -63,6 +84,9 @@ class TrainConfig:
                 f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}: the rate would never reach its "
                 "peak; lower warmup_steps or leave it out"
             )
+        for name, needed in (("eval_every", "eval_tokens"), ("sample_every", "eval_tokens or prompts")):
+            if getattr(self, name) and not (self.eval_tokens or (name == "sample_every" and self.prompts)):
+                raise UserError(f"{name} = {getattr(self, name)} needs {needed}: there is nothing to look at")
 
     def _check_shape(self) -> None:
         known = {each.name for each in fields(ModelConfig)} - {"vocab_size"}
@@ -81,6 +105,16 @@ class TrainConfig:
         """
         preset = preset_config(self.model, vocab_size)
         return ModelConfig.from_json({**preset.to_json(), **self.shape}, "shape")
+
+    def evaluates_at(self, step: int) -> bool:
+        """Whether the model is shown the held-out documents after this update."""
+        return step == self.steps or (self.eval_every is not None and step % self.eval_every == 0)
+
+    def samples_at(self, step: int) -> bool:
+        """Whether the model writes texts after this update."""
+        if self.sample_every is not None:
+            return step == self.steps or step % self.sample_every == 0
+        return step == self.steps and bool(self.prompts)
 
     @property
     def peak_learning_rate(self) -> float:
@@ -105,6 +139,14 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "decay_share": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "optimizer": (lambda value: value in OPTIMIZERS, " or ".join(OPTIMIZERS)),
     "weight_decay": _AT_LEAST_ZERO,
+    "z_loss": _AT_LEAST_ZERO,
+    "balance": _AT_LEAST_ZERO,
+    "router_z": _AT_LEAST_ZERO,
+    "context_parallel": _POSITIVE,
+    "context_kind": (lambda value: value in KINDS, " or ".join(KINDS)),
+    "eval_every": _POSITIVE,
+    "eval_bytes": _POSITIVE,
+    "sample_every": _POSITIVE,
     "betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
     "grad_clip": _POSITIVE,
     "checkpoint_every": _POSITIVE,

@@ -38,9 +38,11 @@ PEAKS: Mapping[str, float] = MappingProxyType(
 
 
 def matmul_weights(model: ModelConfig) -> int:
-    """Weights that every token is multiplied with, padding rows of the vocabulary left out."""
+    """Weights that every token is multiplied with, padding rows of the vocabulary left out; of experts, those of a
+    token's own and the router's."""
     attention = model.dim * model.head_dim * (2 * model.heads + 2 * model.kv_heads)
-    return model.layers * (attention + 3 * model.dim * model.ffn_dim) + model.dim * model.vocab_size
+    feed_forward = 3 * model.dim * model.ffn_dim * max(1, model.experts_per_token) + model.dim * model.experts
+    return model.layers * (attention + feed_forward) + model.dim * model.vocab_size
 
 
 def flops_per_token(model: ModelConfig, seq_len: int) -> float:

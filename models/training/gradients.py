@@ -1,79 +1,37 @@
 """The exact gradient of one update, a micro-batch of whole documents at a time.
 
-Tensor names end in their axes: T tokens, D model width.
+Tensor names end in their axes: L layers, N experts.
 """
-# ruff: noqa: N806, N815 (the axes are capital letters)
+# ruff: noqa: N806 (the axes are capital letters)
 
-import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch import distributed as dist
 
-from seqmill.models.attention import HALF_TYPES, Segments
-from seqmill.models.loss import IGNORED, cross_entropy_parts
+from seqmill.models.attention import Segments
+from seqmill.models.loss import IGNORED, PARTS
+from seqmill.models.moe import expert_counts, load_imbalance
+from seqmill.models.training.packed_loss import MicroBatch
 from seqmill.models.training.spread import Spread
-from seqmill.models.transformer import Model
-
-
-@dataclass(frozen=True)
-class MicroBatch:
-    """Whole documents of a batch, on the model's device."""
-
-    input_ids_T: Tensor  # int64
-    position_ids_T: Tensor  # int64, the place of each token in its document
-    targets_T: Tensor  # int64, loss.IGNORED where there is none
-    segments: Segments
-    is_repeat_T: Tensor | None  # bool, where the rows tell which documents are repeats
-    weights_T: Tensor | None  # float32, where tokens do not count alike
-
-
-class PackedLoss(nn.Module):
-    """A decoder and its loss as one module, for what wraps or compiles a forward pass."""
-
-    def __init__(self, model: Model, dtype: torch.dtype, backend: str) -> None:
-        """`dtype` of matrix products; `backend` is a name in attention.BACKENDS."""
-        super().__init__()
-        self.model = model
-        self.dtype = dtype
-        self.backend = backend
-
-    def forward(self, part: MicroBatch) -> tuple[Tensor, Tensor]:
-        """The weighted sum of the losses in nats, and for reading alone float32[3]: the sums without weights over all
-        targets, those outside repeats and those in them."""
-        told_apart_T = part.is_repeat_T
-        if told_apart_T is None and part.weights_T is not None:
-            told_apart_T = torch.zeros_like(part.targets_T, dtype=torch.bool)
-        with self._computing(part):
-            hidden_TD = self.model(part.input_ids_T, part.position_ids_T, part.segments, self.backend).to(self.dtype)
-            summed, parts = cross_entropy_parts(
-                hidden_TD,
-                self.model.head_weight,
-                part.targets_T,
-                self.model.config.vocab_size,
-                told_apart_T,
-                weights_T=part.weights_T,
-            )
-        parts = parts if told_apart_T is not None else torch.stack([summed.detach(), parts[1]])
-        plain = summed.detach() if part.weights_T is None else parts.sum()
-        return summed, torch.cat([plain[None], parts])
-
-    def _computing(self, part: MicroBatch) -> contextlib.AbstractContextManager[object]:
-        halves = self.dtype in HALF_TYPES
-        return torch.autocast(part.input_ids_T.device.type, self.dtype) if halves else contextlib.nullcontext()
 
 
 @dataclass(frozen=True)
 class UpdateLoss:
-    """The loss of an update's rows on all ranks."""
+    """The loss of an update's rows on all ranks, and how much work they were."""
 
-    objective: float  # what is minimised: nats, weighted and divided as the normalisation says
+    objective: float  # what is minimised: weighted and divided as the normalisation says, and what is added to it
     mean: float  # nats per target, without weights; 0 where there is no target
-    nats: tuple[float, float]  # without weights, summed over the targets outside repeats and in them
-    targets: tuple[int, int]  # outside repeats, in repeats
+    nats: tuple[float, ...]  # without weights, summed over the targets of each of loss.PARTS
+    targets: tuple[int, ...]  # of each of loss.PARTS
+    tokens: int  # that went through the model
+    places: int  # the same with those that stand in for none
+    squares: int  # sum of the documents' squared lengths, tokens squared
+    imbalance: tuple[float, ...]  # per layer, the busiest expert's tokens over the mean; empty without experts
 
 
 def accumulate_gradients(
@@ -83,32 +41,36 @@ def accumulate_gradients(
 
     The loss is summed over this batch's targets and divided by the whole update's count of them. A batch with
     "loss_weights" (float32[n], per segment) is summed with these and divided by its "global_loss_weight"
-    (seqmill.packing.loss_weights).
+    (seqmill.packing.loss_weights). A batch with "parts" (int64[T], numbers into loss.PARTS) has its loss told apart.
 
     Args:
-        loss: a `PackedLoss`.
         micro_batch_tokens: most tokens of one forward pass, but for a longer document.
     """
     count = max(1, int(batch["global_loss_tokens"]))  # rows without any target give loss 0
     whole = float(batch["global_loss_weight"]) if "loss_weights" in batch else count
-    sums = torch.zeros(6, device=device, dtype=torch.float64)
-    sums[4:] = torch.tensor(_count_targets(batch))
+    sums = torch.zeros(2 + len(PARTS), device=device, dtype=torch.float64)
     parts = list(split_batch(batch, micro_batch_tokens, device))
     parts += [_nothing(batch, device)] * (loss.count_passes(len(parts), device) - len(parts))
+    counts_LN = _expert_counts(loss, parts)
     for part in loss.passes(parts):
-        summed, plain = loss.module(part)
-        objective = summed / whole
+        found = loss.module(part, counts_LN)
+        objective = found.total / whole + found.auxiliary
         objective.backward()
-        sums[:4] += torch.cat([objective.detach()[None], plain])
-    total, nats, *apart, outside, inside = loss.ranks.add_up(sums).tolist()
-    return UpdateLoss(total, nats / count, (apart[0], apart[1]), (int(outside), int(inside)))
+        sums += torch.cat([objective.detach()[None], found.plain])
+        counts_LN = found.counts_LN
+    told = _told(batch, parts) * (not loss.is_told_by_another_rank)
+    everything = loss.ranks.add_up(torch.cat([sums, told.to(device)])).tolist()
+    total, nats, *apart = everything[: len(sums)]
+    tokens, places, squares, *targets = map(int, everything[len(sums) :])
+    imbalance = () if counts_LN is None else tuple(load_imbalance(counts_LN))
+    return UpdateLoss(total, nats / count, tuple(apart), tuple(targets), tokens, places, squares, imbalance)
 
 
 def split_batch(batch: Mapping[str, Any], most_tokens: int, device: torch.device) -> Iterator[MicroBatch]:
     """Cut a batch between documents into parts of at most `most_tokens` tokens (or one longer document).
 
     A batch of a step plan is cut at its slots instead, which begin at the same time on all ranks; a slot for which this
-    rank has no row gives a part without targets.
+    rank has no row gives a part that is not real.
     """
     bounds: list[int] = batch["cu_seqlens"].tolist()
     if "slots" in batch:
@@ -129,32 +91,40 @@ def _part(batch: Mapping[str, Any], bounds: list[int], first: int, last: int, de
     """The documents `first` to `last` - 1."""
     tokens = slice(bounds[first], bounds[last])
     lengths = [stop - start for start, stop in pairwise(bounds[first : last + 1])]
-    input_ids_T, position_ids_T, targets_T = (
+    input_ids, position_ids, targets = (
         batch[key][tokens].to(device, non_blocking=True) for key in ("input_ids", "position_ids", "targets")
     )
-    is_repeat_T, weights_T = (
-        _of_tokens(batch[key][first:last], lengths, device) if key in batch else None
-        for key in ("is_repeat", "loss_weights")
-    )
-    return MicroBatch(input_ids_T, position_ids_T, targets_T, Segments.of(lengths, device), is_repeat_T, weights_T)
+    part = batch["parts"][tokens].to(device, non_blocking=True) if "parts" in batch else None
+    weights = None
+    if "loss_weights" in batch:
+        of_tokens = batch["loss_weights"][first:last].repeat_interleave(torch.tensor(lengths))
+        weights = of_tokens.to(device, non_blocking=True)
+        part = torch.zeros_like(targets) if part is None else part  # for the sum without weights
+    return MicroBatch(input_ids, position_ids, targets, Segments.of(lengths, device), part, weights)
 
 
 def _nothing(batch: Mapping[str, Any], device: torch.device) -> MicroBatch:
     """One token without a target: a rank without rows still takes part in what all ranks do together."""
-    zero_T = torch.zeros(1, dtype=torch.int64, device=device)
-    is_repeat_T = torch.zeros(1, dtype=torch.bool, device=device) if "is_repeat" in batch else None
-    weights_T = torch.zeros(1, device=device) if "loss_weights" in batch else None
-    return MicroBatch(zero_T, zero_T, zero_T + IGNORED, Segments.of([1], device), is_repeat_T, weights_T)
+    zero = torch.zeros(1, dtype=torch.int64, device=device)
+    weights = torch.zeros(1, device=device) if "loss_weights" in batch else None
+    part = zero if "parts" in batch or weights is not None else None
+    return MicroBatch(zero, zero, zero + IGNORED, Segments.of([1], device), part, weights, is_real=False)
 
 
-def _of_tokens(of_segments: Tensor, lengths: list[int], device: torch.device) -> Tensor:
-    return of_segments.repeat_interleave(torch.tensor(lengths)).to(device, non_blocking=True)
+def _expert_counts(loss: Spread, parts: list[MicroBatch]) -> Tensor | None:
+    """How often each expert is chosen in the whole update, by a pass ahead without gradients; None where nobody looks
+    at it, or a single micro-batch is all of it."""
+    if not loss.loss.is_balanced or (len(parts) == 1 and loss.ranks.size == 1):
+        return None
+    group = dist.group.WORLD if loss.ranks.size > 1 else None
+    return expert_counts(loss.loss.model, parts, loss.loss.count_experts, group, lambda part: part.is_real)
 
 
-def _count_targets(batch: Mapping[str, Any]) -> tuple[int, int]:
-    """(targets outside repeats, targets in repeats) of a batch."""
-    if "is_repeat" not in batch:
-        return int(batch["n_loss_tokens"]), 0
-    of_repeat = batch["is_repeat"].repeat_interleave(batch["cu_seqlens"].diff())
+def _told(batch: Mapping[str, Any], parts: list[MicroBatch]) -> Tensor:
+    """float64[3 + parts] on the host: tokens, places, squares, and the targets of each part."""
+    lengths = [length for part in parts if part.is_real for length in part.segments.lengths]
+    places = sum(lengths) + sum(not part.is_real for part in parts)
     counted = batch["targets"] != IGNORED
-    return int((counted & ~of_repeat).sum()), int((counted & of_repeat).sum())
+    of_parts = batch.get("parts", torch.zeros_like(batch["targets"]))[counted].bincount(minlength=len(PARTS))
+    told = torch.tensor([sum(lengths), places, sum(length * length for length in lengths)], dtype=torch.float64)
+    return torch.cat([told, of_parts.double()])

@@ -1,7 +1,7 @@
 """A training run with every "auto" resolved, on the machine and the data that it found."""
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,7 +9,7 @@ import torch
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
-from seqmill.models.attention import choose_backend
+from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.checkpoint import DTYPES, require_device
 from seqmill.models.config import ModelConfig
 from seqmill.models.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
@@ -37,6 +37,7 @@ class Job:
     micro_batch_tokens: int  # most tokens of one forward pass
     fingerprint: str  # of the packed folder
     ranks: Ranks
+    timings: Mapping[str, float] = field(default_factory=dict)  # seconds of an attention backend, where they were timed
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -62,9 +63,11 @@ class Job:
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "attention": self.backend,
+            "attention_timings": dict(self.timings),
             "micro_batch_tokens": self.micro_batch_tokens,
             "parameters": self.model.parameters,
             "ranks": self.ranks.size,
+            "mfu": "of real documents: 6 W + 6 L h (s + 1) operations a token (training.flops)",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
         }
@@ -90,6 +93,8 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         raise UserError(f"{packed} is no folder; name the --out of `seqmill pack`")
     manifest = open_manifest(packed, "packed")
     capacity, vocab_size = manifest["pack"]["capacity"], manifest["pack"]["vocab_size"]
+    model = config.model_config(vocab_size)
+    _check_together(config, model, ranks)
     kind = choose_device(config.device)
     device = torch.device(kind, ranks.local_rank) if kind == "cuda" else torch.device(kind)
     auto_dtype = "bfloat16" if kind == "cuda" else "float32"
@@ -98,10 +103,10 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
     return Job(
         packed=packed,
         config=config,
-        model=config.model_config(vocab_size),
+        model=model,
         device=device,
         dtype=dtype,
-        backend=choose_backend(config.attention, device, dtype),
+        backend=choose_backend(config.attention, device, dtype, layer_patterns(model)),
         rows=max(1, config.batch_tokens // capacity),
         schedule=_schedule(packed, manifest, config.batch_tokens),
         plan=_plan(manifest, config),
@@ -109,6 +114,35 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         fingerprint=manifest["fingerprint"],
         ranks=ranks,
     )
+
+
+def _check_together(config: TrainConfig, model: ModelConfig, ranks: Ranks) -> None:
+    """Whether settings that are possible alone are so together.
+
+    Raises:
+        UserError: they are not.
+    """
+    memory, context = config.memory, config.context_parallel
+    if ranks.size % context:
+        raise UserError(
+            f"context_parallel = {context}, and {ranks.size} ranks cannot be divided into such groups; start a "
+            f"multiple of {context} ranks, by torchrun or --workers"
+        )
+    if model.window is not None and (memory.stream_chunk or (context > 1 and config.context_kind == "ring")):
+        raise UserError(
+            "a model with a window, and memory.stream_chunk or context_kind = 'ring', which show tokens all of their "
+            "document; use memory.checkpoint, or context_kind = 'ulysses'"
+        )
+    if context > 1 and memory.stream_chunk:
+        raise UserError(
+            f"memory.stream_chunk = {memory.stream_chunk} and context_parallel = {context}: a streamed layer has all "
+            "tokens of its row; use memory.checkpoint instead"
+        )
+    if model.experts and (config.balance or config.router_z) and (memory.mlp_tile or memory.stream_chunk):
+        raise UserError(
+            "memory.mlp_tile and memory.stream_chunk compute layers without a graph, through which the balancing loss "
+            "of experts has no gradient; use memory.checkpoint, or set balance = 0 and router_z = 0"
+        )
 
 
 def _schedule(packed: Path, manifest: Mapping[str, Any], batch_tokens: int) -> "BucketSchedule | None":

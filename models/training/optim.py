@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmill.models.config import ModelConfig
-from seqmill.models.training.spread import part_of, whole
+from seqmill.models.training.sharing import part_of, whole
 from seqmill.models.transformer import Model
 
 OPTIMIZERS = ("adamw", "muon")

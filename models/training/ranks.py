@@ -12,7 +12,9 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.device_mesh import init_device_mesh
 
+PARALLEL = ("ddp", "fsdp")  # how a model lies on the ranks: see spread
 _BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
@@ -47,6 +49,19 @@ class Ranks:
         tensor = torch.tensor(value, device=device)
         dist.all_reduce(tensor, dist.ReduceOp.MAX)
         return int(tensor)
+
+    def neighbours(self, size: int, device_type: str) -> dist.ProcessGroup:
+        """The group of so many ranks in a row that this one is in; all ranks call this together."""
+        mesh = init_device_mesh(device_type, (self.size // size, size), mesh_dim_names=("data", "context"))
+        return mesh["context"].get_group()
+
+    def agree(self, value: str) -> str:
+        """What the first rank says, on all of them."""
+        if self.size == 1:
+            return value
+        box = [value]
+        dist.broadcast_object_list(box)
+        return box[0]
 
     def wait(self) -> None:
         """Go on when all ranks have come here."""

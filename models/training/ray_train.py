@@ -32,7 +32,7 @@ def train_on_ray(packed: Path, out: Path, config: TrainConfig, workers: int) -> 
     from ray.train.torch import TorchTrainer
 
     out = out.absolute()
-    arguments = {"packed": str(packed.absolute()), "out": str(out), "config": asdict(config)}
+    arguments = {"packed": str(packed.absolute()), "out": str(out), "config": config}
     trainer = TorchTrainer(
         _train_one_rank,
         train_loop_config=arguments,
@@ -50,7 +50,7 @@ def _train_one_rank(arguments: dict[str, Any]) -> None:
     """What every worker runs; Ray Train has made the process group."""
     from ray.train import get_context
 
-    result = train(arguments["packed"], arguments["out"], TrainConfig(**arguments["config"]))
+    result = train(arguments["packed"], arguments["out"], arguments["config"])
     if get_context().get_world_rank() == 0:
         write_json(Path(arguments["out"]) / _FOLDER / _RESULT, asdict(result))
 

@@ -42,20 +42,22 @@ class StepRecord:
     padding_share: float | None = field(default=None, kw_only=True)
     loader_wait: float | None = field(default=None, kw_only=True)
     peak_memory: int | None = field(default=None, kw_only=True)
+    expert_imbalance: float | None = field(default=None, kw_only=True)  # busiest expert's tokens / mean, worst layer
 
 
 @dataclass(frozen=True)
-class RepeatStepRecord(StepRecord):
-    """One line of the log of a run on rows with a column is_repeat.
+class PartStepRecord(StepRecord):
+    """One line of the log of a run on rows with a column is_repeat, or with known copies of traps.
 
-    loss * (targets_repeat + targets_unique) == loss_repeat * targets_repeat + loss_unique * targets_unique, but for
-    rounding; `loss` is the mean over both.
+    loss * (sum of targets_*) == sum of loss_* * targets_*, but for rounding: `loss` is the mean over all parts.
     """
 
-    loss_repeat: float | None  # nats per target in repeated documents; None where the update has none
-    loss_unique: float | None  # nats per target in all others
-    targets_repeat: int  # of this update
-    targets_unique: int
+    loss_unique: float | None  # nats per target outside repeats and traps; None where the update has none
+    loss_repeat: float | None  # in repeated documents
+    loss_trap: float | None  # in copies of traps
+    targets_unique: int  # of this update
+    targets_repeat: int
+    targets_trap: int
 
 
 @dataclass(frozen=True)

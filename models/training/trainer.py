@@ -1,6 +1,6 @@
 """Training on packed rows: exact loss, a checkpoint now and then, and the same result however often it is killed.
 
-    OUT/log.jsonl       one line per update (runlog)
+    OUT/log.jsonl       one line per update (runlog); eval.jsonl and samples.jsonl, one per look at the model
     OUT/train.json      the resolved settings
     OUT/checkpoints/    the newest checkpoints (checkpoint)
     OUT/tokenizer/      a copy of PACKED/tokenizer, where there is one, so that OUT alone can generate from text
@@ -14,14 +14,15 @@ import math
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from seqmill.errors import UserError
+from seqmill.models.attention import choose_for_batch
 from seqmill.models.checkpoint import (
     CheckpointWriter,
     TrainState,
@@ -32,19 +33,25 @@ from seqmill.models.checkpoint import (
     restore,
     snapshot,
 )
+from seqmill.models.evaluation.traps import TrapTokens, token_parts
+from seqmill.models.loss import PARTS
 from seqmill.models.training.config import TrainConfig
-from seqmill.models.training.gradients import PackedLoss, UpdateLoss, accumulate_gradients
+from seqmill.models.training.flops import peak_flops, training_flops
+from seqmill.models.training.gradients import UpdateLoss, accumulate_gradients, split_batch
 from seqmill.models.training.job import Job, choose_device, resolve
+from seqmill.models.training.journal import Journal, Listener, Silence
+from seqmill.models.training.looks import Looks
+from seqmill.models.training.meter import Meter
 from seqmill.models.training.optim import Optimizer, learning_rate
+from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.ranks import joined_ranks
-from seqmill.models.training.runlog import LOG, RepeatStepRecord, RunLog, StepRecord, cut_log
-from seqmill.models.training.spread import Spread, put, spread, whole
+from seqmill.models.training.runlog import PartStepRecord, StepRecord
+from seqmill.models.training.sharing import put, whole
+from seqmill.models.training.spread import Spread, spread
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json
 
 LAST_LOSSES = 10  # TrainResult.loss_last is the mean of so many
-
-Progress = Callable[[StepRecord], None]
 
 
 @dataclass(frozen=True)
@@ -71,9 +78,11 @@ class _Run:
     loss: Spread  # of a PackedLoss of the model
     optimizer: Optimizer
     dataset: Any  # PackedDataset
+    looks: Looks
+    meter: Meter
 
 
-def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Progress | None = None) -> TrainResult:
+def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Listener | None = None) -> TrainResult:
     """Train a model on the packed rows in `packed`, or go on where an earlier call with the same arguments stopped.
 
     Processes that torchrun or Ray Train has started call this alike, and train together. How many they are may be
@@ -82,7 +91,7 @@ def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Pr
     Args:
         packed: a folder that `seqmill pack` wrote. One with buckets is read by its schedule, a bucket an update.
         out: the run's folder; `load(out)` reads the result.
-        progress: is told every update as it is logged, by the first rank.
+        progress: is told every record as it is logged, by the first rank.
 
     Raises:
         UserError: the data or the device is not there, `out` holds a run with other settings, or the loss is no longer
@@ -94,13 +103,13 @@ def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Pr
         if ranks.is_first:
             remove_unfinished(out)
         run, start = _begin(out, job)
-        if ranks.is_first:
-            if start.step < config.steps:
-                _copy_tokenizer(packed, out)
-                settings = {"identity": job.identity, "asked": asdict(config), "runs": job.how_it_runs()}
-                write_json(out / "train.json", settings)
-            cut_log(out / LOG, start.step)
-        end = _train_on(out, run, start, began, progress if ranks.is_first else None)
+        if ranks.is_first and start.step < config.steps:
+            _copy_tokenizer(packed, out)
+            settings = {"identity": job.identity, "asked": asdict(config), "runs": run.job.how_it_runs()}
+            write_json(out / "train.json", settings)
+        journal = Journal(out, start.step, config.tensorboard, progress) if ranks.is_first else Silence()
+        with journal, CheckpointWriter(out, config.keep_last) as writer:
+            end = _train_on(run, start, began, journal, writer)
     return TrainResult(
         steps=end.step,
         loss_first=end.loss_first,
@@ -109,7 +118,7 @@ def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Pr
         seconds=time.perf_counter() - began,
         parameters=job.model.parameters,
         device=job.device.type,
-        backend=job.backend,
+        backend=run.job.backend,
         resumed_from=start.step,
     )
 
@@ -123,8 +132,8 @@ def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
         job.packed,
         batch_rows=None if job.plan else job.rows,
         seed=config.seed,
-        rank=job.ranks.rank,
-        world_size=job.ranks.size,
+        rank=job.ranks.rank // config.context_parallel,
+        world_size=job.ranks.size // config.context_parallel,
         epochs=None,
         schedule=job.schedule,
         plan=job.plan,
@@ -136,12 +145,39 @@ def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
         start = load_state(checkpoint)
         _check_same_run(start.identity, job.identity, checkpoint)
     dataset.load_state_dict(dict(start.loader))
+    job = _choose_attention(job, dataset, start.step)
     model = _first_weights(job).to(job.device)
-    loss = spread(PackedLoss(model, job.dtype, job.backend), model.blocks, config.parallel, job.ranks)
+    loss = spread(PackedLoss(model, _loss_settings(job)), config.parallel, job.ranks)
     optimizer = Optimizer(model, config.optimizer, config.betas, config.weight_decay)
     if checkpoint is not None:
         restore(checkpoint, model, optimizer, start.step, put)
-    return _Run(job, model, loss, optimizer, dataset), start
+    meter = Meter(job.device, peak_flops(job.device, job.dtype), job.ranks.size)
+    return _Run(job, model, loss, optimizer, dataset, Looks.of(job), meter), start
+
+
+def _choose_attention(job: Job, dataset: Any, step: int) -> Job:
+    """For "auto" the backend that is the fastest on the first micro-batch; the first rank's choice, for all."""
+    first = next(split_batch(dataset.batch_at(step), job.micro_batch_tokens, job.device), None)
+    if first is None or job.config.attention != "auto" or job.device.type != "cuda":
+        return job
+    is_even = job.schedule is not None
+    choice = choose_for_batch("auto", job.model, first.segments, job.dtype, always_even=is_even)
+    return replace(job, backend=job.ranks.agree(choice.backend), timings=choice.timings)
+
+
+def _loss_settings(job: Job) -> LossSettings:
+    config = job.config
+    shared = config.context_parallel > 1
+    return LossSettings(
+        z_loss=config.z_loss,
+        balance=config.balance,
+        router_z=config.router_z,
+        dtype=job.dtype,
+        backend=job.backend,
+        memory=config.memory,
+        context_kind=config.context_kind,
+        context_group=job.ranks.neighbours(config.context_parallel, job.device.type) if shared else None,
+    )
 
 
 def _first_weights(job: Job) -> Model:
@@ -191,44 +227,54 @@ def _copy_tokenizer(packed: Path, out: Path) -> None:
     os.replace(temporary, final)
 
 
-def _train_on(out: Path, run: _Run, start: TrainState, began: float, progress: Progress | None) -> TrainState:
+def _train_on(run: _Run, start: TrainState, began: float, journal: Journal, writer: CheckpointWriter) -> TrainState:
     """Do the updates after `start` and return the state after the last."""
-    state = start
-    config, is_first = run.job.config, run.job.ranks.is_first
-    with RunLog(out if is_first else None) as log, CheckpointWriter(out, config.keep_last) as writer:
-        for state, record in _updates(run, start, began):
-            log.write(record)
-            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-                tensors = snapshot(run.model, run.optimizer, whole)  # by all ranks: each may hold a part
-                log.sync()  # a checkpoint's updates are in the log, whatever happens next
-                if is_first:
-                    writer.save(run.job.model, tensors, state)
-            if progress:
-                progress(record)
+    config, state = run.job.config, start
+    for state, record in _updates(run, start, began):
+        journal.write(record)
+        for look in run.looks.after(state.step, run.model, state.tokens, began):
+            journal.write(look)
+        if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+            tensors = snapshot(run.model, run.optimizer, whole)  # by all ranks: each may hold a part
+            journal.sync()
+            if run.job.ranks.is_first:
+                writer.save(run.job.model, tensors, state)
+        journal.tell()
+        run.meter.skip()
     return state
 
 
 def _updates(run: _Run, state: TrainState, began: float) -> Iterator[tuple[TrainState, StepRecord]]:
     """Make one update after the other; give the state after each and its line of the log."""
-    batches = iter(run.dataset)
-    while state.step < run.job.config.steps:
-        step, batch = state.step + 1, next(batches)
-        rate = _rate_of(run.job.config, step)
+    config, model, batches = run.job.config, run.job.model, iter(run.dataset)
+    while state.step < config.steps:
+        step = state.step + 1
+        with run.meter.waiting():
+            batch = _with_parts(next(batches), run.looks.trap_tokens)
+        rate = _rate_of(config, step)
         found, norm = _update(run, rate, batch, step)
         tokens = state.tokens + int(batch["global_loss_tokens"])
-        loss = found.mean
         state = TrainState(
             step=step,
             tokens=tokens,
-            loss_first=loss if step == 1 else state.loss_first,
-            recent_losses=(*state.recent_losses, loss)[-LAST_LOSSES:],
+            loss_first=found.mean if step == 1 else state.loss_first,
+            recent_losses=(*state.recent_losses, found.mean)[-LAST_LOSSES:],
             loader=run.dataset.state_dict(),
             identity=state.identity,
         )
-        record = StepRecord(step, loss, tokens, time.perf_counter() - began, rate, norm)
-        if "is_repeat" in batch:
-            record = RepeatStepRecord(**asdict(record), **_mean_losses(found))
-        yield state, record
+        rates = run.meter.lap(found.tokens, found.places, training_flops(model, found.tokens, found.squares))
+        facts: dict[str, Any] = {
+            "step": step,
+            "loss": found.mean,
+            "tokens": tokens,
+            "seconds": time.perf_counter() - began,
+            "lr": rate,
+            "grad_norm": norm,
+            "objective": found.objective,
+            "expert_imbalance": max(found.imbalance, default=None),
+            **vars(rates),
+        }
+        yield state, PartStepRecord(**facts, **_by_part(found)) if "parts" in batch else StepRecord(**facts)
 
 
 def _rate_of(config: TrainConfig, step: int) -> float:
@@ -256,10 +302,16 @@ def _update(run: _Run, rate: float, batch: Mapping[str, Any], step: int) -> tupl
     return found, norm
 
 
-def _mean_losses(found: UpdateLoss) -> dict[str, Any]:
-    """The fields that a RepeatStepRecord has besides those of a StepRecord."""
+def _with_parts(batch: Mapping[str, Any], traps: TrapTokens | None) -> Mapping[str, Any]:
+    """The batch with "parts", where something tells its tokens apart."""
+    parts = token_parts(batch, traps)
+    return batch if parts is None else {**batch, "parts": parts}
+
+
+def _by_part(found: UpdateLoss) -> dict[str, Any]:
+    """The fields that a PartStepRecord has besides those of a StepRecord."""
     entries: dict[str, Any] = {}
-    for name, total, count in zip(("unique", "repeat"), found.nats, found.targets, strict=True):
+    for name, total, count in zip(PARTS, found.nats, found.targets, strict=True):
         entries |= {f"loss_{name}": total / count if count else None, f"targets_{name}": count}
     return entries
 

@@ -33,12 +33,12 @@ def test_the_sum_and_its_gradients_are_those_of_torch_whatever_the_chunk(chunk_t
 def test_tokens_can_have_weights(chunk_tokens: int) -> None:
     hidden, weight, targets = example()
     of_tokens = torch.rand(TOKENS, generator=torch.Generator().manual_seed(1))
-    repeats = torch.arange(TOKENS) % 3 == 0
-    found, parts = cross_entropy_parts(hidden, weight, targets, VOCAB, repeats, chunk_tokens, of_tokens)
+    kinds = torch.arange(TOKENS) % 3
+    found, parts = cross_entropy_parts(hidden, weight, targets, VOCAB, kinds, chunk_tokens, of_tokens)
     losses = F.cross_entropy((hidden @ weight[:VOCAB].T), targets, ignore_index=IGNORED, reduction="none")
     expected = (losses * of_tokens).sum()
     torch.testing.assert_close(found, expected, rtol=1e-6, atol=0)
-    torch.testing.assert_close(parts, torch.stack([losses[~repeats].sum(), losses[repeats].sum()]).detach())
+    torch.testing.assert_close(parts, torch.stack([losses[kinds == kind].sum() for kind in range(3)]).detach())
     ours, theirs = (torch.autograd.grad(3 * loss, (hidden, weight)) for loss in (found, expected))
     for one, other in zip(ours, theirs, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-5)
@@ -87,9 +87,9 @@ def test_the_z_loss_and_its_gradients_are_those_of_the_formula(chunk_tokens: int
 
 def test_a_z_loss_leaves_the_reported_cross_entropy_as_it_is_and_lets_no_gradient_through_it() -> None:
     hidden, weight, targets = example()
-    repeats = torch.arange(TOKENS) % 3 == 0
-    plain = summed_loss(hidden, weight, targets, VOCAB, repeats, 7)
-    with_z = summed_loss(hidden, weight, targets, VOCAB, repeats, 7, z_coefficient=0.03)
+    kinds = torch.arange(TOKENS) % 3
+    plain = summed_loss(hidden, weight, targets, VOCAB, kinds, 7)
+    with_z = summed_loss(hidden, weight, targets, VOCAB, kinds, 7, z_coefficient=0.03)
     assert (
         plain.total
         == plain.cross_entropy

@@ -13,8 +13,9 @@ import torch
 from seqmill.compress.integer_weights import write_weights
 from seqmill.models import Model, ModelConfig
 from seqmill.models.integer_export import integer_weights
-from seqmill.models.training.gradients import PackedLoss, accumulate_gradients
+from seqmill.models.training.gradients import accumulate_gradients
 from seqmill.models.training.optim import Optimizer, learning_rate
+from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
 from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts
@@ -37,7 +38,7 @@ def main(scratch: Path) -> None:
     draw_excerpts(scratch / "documents", settings, scratch / "excerpts", executor, progress)
     pack(scratch / "excerpts", PackConfig(seq_len=32 * (POSITIONS + 1)), scratch / "packed", executor, progress)
     model = Model(ModelConfig(258, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=112))
-    loss = Spread(PackedLoss(model, torch.float32, "sdpa"))
+    loss = Spread.alone(PackedLoss(model, LossSettings(dtype=torch.float32)))
     optimizer = Optimizer(model, "adamw", (0.9, 0.95), 0.1)
     for step, batch in zip(range(1, STEPS + 1), PackedDataset(scratch / "packed", batch_rows=ROWS), strict=False):
         found = accumulate_gradients(loss, batch, torch.device("cpu"), 2112)

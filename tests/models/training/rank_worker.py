@@ -12,9 +12,11 @@ import torch
 from safetensors.torch import save_file
 
 from seqmill.models import Model, TrainConfig, train
-from seqmill.models.training.gradients import PackedLoss, accumulate_gradients
-from seqmill.models.training.ranks import Ranks, joined_ranks
-from seqmill.models.training.spread import PARALLEL, spread, whole
+from seqmill.models.training.gradients import accumulate_gradients
+from seqmill.models.training.packed_loss import LossSettings, PackedLoss
+from seqmill.models.training.ranks import PARALLEL, Ranks, joined_ranks
+from seqmill.models.training.sharing import whole
+from seqmill.models.training.spread import spread
 from seqmill.packing import PackedDataset
 
 SHAPE = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_dim": 48}
@@ -40,7 +42,7 @@ def small_model() -> Model:
 def gradients(packed: Path, parallel: str, ranks: Ranks) -> dict[str, torch.Tensor]:
     """Of one update of five rows, in micro-batches of a row."""
     model = small_model()
-    loss = spread(PackedLoss(model, torch.float32, "sdpa"), model.blocks, parallel, ranks)
+    loss = spread(PackedLoss(model, LossSettings()), parallel, ranks)
     dataset = PackedDataset(packed, batch_rows=5, rank=ranks.rank, world_size=ranks.size)
     accumulate_gradients(loss, dataset.batch_at(0), torch.device("cpu"), 64)
     return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}

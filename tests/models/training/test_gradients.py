@@ -12,7 +12,8 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 from seqmill.models import Model
 from seqmill.models.attention import Segments
 from seqmill.models.loss import IGNORED
-from seqmill.models.training.gradients import PackedLoss, accumulate_gradients, split_batch
+from seqmill.models.training.gradients import accumulate_gradients, split_batch
+from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
 
@@ -25,7 +26,9 @@ def batch(packed: Path) -> dict[str, Any]:
 
 
 def accumulate(model: Model, batch: dict[str, Any], most_tokens: int, dtype: torch.dtype = torch.float32) -> float:
-    return accumulate_gradients(Spread(PackedLoss(model, dtype, "sdpa")), batch, CPU, most_tokens).objective
+    return accumulate_gradients(
+        Spread.alone(PackedLoss(model, LossSettings(dtype=dtype))), batch, CPU, most_tokens
+    ).objective
 
 
 def gradients(model: Model) -> dict[str, torch.Tensor]:
@@ -69,7 +72,7 @@ def test_cutting_into_micro_batches_changes_nothing_but_rounding(
     whole = accumulate(model, batch, 10**6)
     expected = gradients(model)
     parts = accumulate_gradients(
-        Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, micro_batch_tokens
+        Spread.alone(PackedLoss(model, LossSettings(dtype=torch.float32))), batch, CPU, micro_batch_tokens
     ).objective
     assert parts == pytest.approx(whole, rel=1e-6)
     assert_same_gradients(gradients(model), expected)

@@ -11,8 +11,10 @@ import pytest
 import torch
 
 from seqmill.models import Model, TrainConfig, train
-from seqmill.models.loss import IGNORED, cross_entropy_parts, cross_entropy_sum
-from seqmill.models.training.gradients import PackedLoss, accumulate_gradients, split_batch
+from seqmill.models.evaluation.traps import token_parts
+from seqmill.models.loss import IGNORED, PARTS, cross_entropy_parts, cross_entropy_sum
+from seqmill.models.training.gradients import accumulate_gradients, split_batch
+from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.runlog import without_clocks
 from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
@@ -23,7 +25,7 @@ SHAPE = {"dim": 48, "layers": 2, "heads": 3, "kv_heads": 1, "head_dim": 16, "ffn
 SMALL = TrainConfig(
     shape=SHAPE, steps=6, batch_tokens=256, micro_batch_rows=1, checkpoint_every=3, seed=3, learning_rate=3e-3
 )
-OWN = ("loss_repeat", "loss_unique", "targets_repeat", "targets_unique")
+OWN = {f"{kind}_{part}" for kind in ("loss", "targets") for part in PARTS}
 
 
 def documents() -> tuple[list[list[int]], list[bool]]:
@@ -54,13 +56,14 @@ def test_parts_are_the_sums_over_their_tokens_and_leave_the_loss_as_it_is() -> N
     hidden, weight = torch.randn(37, 12, generator=draw, requires_grad=True), torch.randn(64, 12, generator=draw)
     targets = torch.randint(50, (37,), generator=draw)
     targets[::5] = IGNORED
-    part = torch.rand(37, generator=draw) < 0.3
+    part = torch.randint(2, (37,), generator=draw)
     whole = cross_entropy_sum(hidden, weight, targets, 50, 8)
     found, parts = cross_entropy_parts(hidden, weight, targets, 50, part, 8)
     assert torch.equal(found, whole)
     assert torch.equal(*(torch.autograd.grad(loss, hidden)[0] for loss in (found, whole)))
     assert not parts.requires_grad
-    for chosen, total in zip((~part, part), parts, strict=True):
+    for number, total in enumerate(parts):
+        chosen = part == number
         expected = cross_entropy_sum(hidden[chosen], weight, targets[chosen], 50)
         torch.testing.assert_close(total, expected.detach(), rtol=1e-6, atol=0)
 
@@ -69,9 +72,9 @@ def test_parts_are_the_sums_over_their_tokens_and_leave_the_loss_as_it_is() -> N
 def test_the_loss_of_repeats_is_that_of_their_documents_alone(
     model: Model, told: Path, micro_batch_tokens: int
 ) -> None:
-    batch = next(iter(PackedDataset(told, batch_rows=6, seed=0)))
-    found = accumulate_gradients(Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, micro_batch_tokens)
-    totals, counts = [0.0, 0.0], [0, 0]
+    batch = in_parts(next(iter(PackedDataset(told, batch_rows=6, seed=0))))
+    found = accumulate_gradients(Spread.alone(PackedLoss(model, LossSettings())), batch, CPU, micro_batch_tokens)
+    totals, counts = [0.0, 0.0, 0.0], [0, 0, 0]
     bounds = batch["cu_seqlens"].tolist()
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
         part = next(split_batch(one_segment(batch, start, stop), 10**6, CPU))
@@ -80,8 +83,14 @@ def test_the_loss_of_repeats_is_that_of_their_documents_alone(
         totals[kind] += cross_entropy_sum(hidden, model.head_weight, part.targets_T, 100).item()
         counts[kind] += int((part.targets_T != IGNORED).sum())
     assert list(found.targets) == counts
-    assert min(counts) > 0
+    assert min(counts[:2]) > 0
     assert list(found.nats) == pytest.approx(totals, rel=1e-5)
+
+
+def in_parts(batch: dict[str, Any]) -> dict[str, Any]:
+    parts = token_parts(batch, None)
+    assert parts is not None
+    return {**batch, "parts": parts}
 
 
 def one_segment(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
@@ -94,7 +103,7 @@ def test_a_model_that_knows_nothing_has_the_same_loss_on_both(told: Path, model:
     with torch.no_grad():
         model.head_weight.zero_()
     for batch in PackedDataset(told, batch_rows=6):
-        found = accumulate_gradients(Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, 64)
+        found = accumulate_gradients(Spread.alone(PackedLoss(model, LossSettings())), in_parts(batch), CPU, 64)
         expected = np.log(100) * np.array(found.targets)
         assert list(found.nats) == pytest.approx(list(expected), rel=1e-5)
         assert found.mean == pytest.approx(np.log(100), rel=1e-5)
@@ -109,7 +118,7 @@ def test_the_logged_losses_add_up_and_the_rest_is_as_without_the_column(
     log, plain = log_of(tmp_path / "told"), log_of(tmp_path / "silent")
     before = 0
     for line, other in zip(log, plain, strict=True):
-        assert set(line) - set(other) == set(OWN)
+        assert set(line) - set(other) == OWN
         assert without_clocks(line).items() >= without_clocks(other).items()
         repeats, others = line["targets_repeat"], line["targets_unique"]
         assert repeats + others == line["tokens"] - before
@@ -125,7 +134,7 @@ def test_the_logged_losses_add_up_and_the_rest_is_as_without_the_column(
 
 def test_an_update_without_repeats_says_so(pack_folder: PackFolder, tmp_path: Path) -> None:
     folder = pack_folder(documents()[0], is_repeat=[False] * 50)
-    train(folder, tmp_path / "run", TrainConfig(steps=1, batch_tokens=256))
+    train(folder, tmp_path / "run", TrainConfig(shape=SHAPE, steps=1, batch_tokens=256))
     (line,) = log_of(tmp_path / "run")
     assert (line["loss_repeat"], line["targets_repeat"]) == (None, 0)
     assert line["loss_unique"] == pytest.approx(line["loss"], rel=1e-6)

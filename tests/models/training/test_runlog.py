@@ -15,7 +15,7 @@ from seqmill.models.training.runlog import (
     LOG,
     SAMPLES,
     EvaluationRecord,
-    RepeatStepRecord,
+    PartStepRecord,
     RunLog,
     SampleRecord,
     StepRecord,
@@ -95,7 +95,15 @@ def test_rates_are_fields_of_the_log_and_clocks_but_for_the_padding(tmp_path: Pa
 def test_a_record_with_more_fields_is_a_line_of_the_log(tmp_path: Path) -> None:
     with RunLog(tmp_path, 0) as log:
         log.write(
-            RepeatStepRecord(**vars(step(1)), loss_repeat=1.0, loss_unique=3.0, targets_repeat=1, targets_unique=1)
+            PartStepRecord(
+                **vars(step(1)),
+                loss_repeat=1.0,
+                loss_unique=3.0,
+                loss_trap=None,
+                targets_repeat=1,
+                targets_unique=1,
+                targets_trap=0,
+            )
         )
     assert lines(tmp_path / LOG)[0]["loss_repeat"] == 1.0
     assert not (tmp_path / EVALUATIONS).exists()
