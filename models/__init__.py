@@ -11,20 +11,23 @@ Ids go in and come out; the tokenizer that the packed folder carries is copied t
 from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
 from seqmill.models.generate import GeneratedSequence, generate, score
+from seqmill.models.isolation import Isolation, check_isolation
 from seqmill.models.runlog import StepRecord
-from seqmill.models.train_config import TrainConfig
-from seqmill.models.trainer import TrainResult, train
+from seqmill.models.training.config import TrainConfig
+from seqmill.models.training.trainer import TrainResult, train
 from seqmill.models.transformer import Model
 from seqmill.models.vocabulary import extend_vocabulary
 
 __all__ = [
     "PRESETS",
     "GeneratedSequence",
+    "Isolation",
     "Model",
     "ModelConfig",
     "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "check_isolation",
     "extend_vocabulary",
     "generate",
     "load",

@@ -12,7 +12,8 @@ The first two and the manifest are enough to load a model.
 
 import os
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ from seqmill.errors import UserError, as_user_error
 from seqmill.manifest import MANIFEST, OutputFile, open_manifest, write_manifest
 from seqmill.models.config import ModelConfig
 from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface
-from seqmill.models.optim import Optimizer
+from seqmill.models.training.optim import Optimizer
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, hash_file, read_json, write_json
 
@@ -41,7 +42,8 @@ DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch
 class TrainState:
     """Where a run stands after `step` updates; with the tensors it is all that the next update depends on.
 
-    Nothing random happens after the weights are drawn, so there is no generator to keep.
+    Nothing random happens after the weights are drawn, so there is no generator to keep. Nothing here depends on the
+    number of ranks: any other number may go on.
     """
 
     step: int  # updates done
@@ -107,7 +109,64 @@ def newest_checkpoint(out: Path) -> Path | None:
     return whole[-1] if whole else None
 
 
-def save_checkpoint(out: Path, model: Model, optimizer: Optimizer, state: TrainState, keep_last: int) -> Path:
+@dataclass(frozen=True)
+class Snapshot:
+    """Copies on the host of all that an update changes."""
+
+    weights: Mapping[str, Tensor]  # by the name of the parameter
+    moments: Mapping[str, Tensor]  # Optimizer.tensors()
+
+
+def snapshot(model: Model, optimizer: Optimizer, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Snapshot:
+    """Copy a model and its optimizer as they are now.
+
+    Args:
+        whole: gives a tensor with the parts that other ranks hold.
+    """
+
+    def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        return {
+            name: whole(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
+            for name, tensor in tensors.items()
+        }
+
+    return Snapshot(copied(dict(model.named_parameters())), copied(optimizer.tensors()))
+
+
+class CheckpointWriter:
+    """Writes checkpoints in a thread while training goes on, one at a time.
+
+    A checkpoint is on disk when the next one begins, or when the `with` block ends.
+    """
+
+    def __init__(self, out: Path, keep_last: int) -> None:
+        self._out, self._keep_last = out, keep_last
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._pending: Future[Path] | None = None
+
+    def __enter__(self) -> "CheckpointWriter":
+        return self
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        self._thread.shutdown()
+        if kind is None:  # else that error is the one to be told
+            self._wait()
+
+    def save(self, config: ModelConfig, tensors: Snapshot, state: TrainState) -> None:
+        """Begin to write a checkpoint.
+
+        Raises:
+            UserError: the one before could not be written.
+        """
+        self._wait()
+        self._pending = self._thread.submit(save_checkpoint, self._out, config, tensors, state, self._keep_last)
+
+    def _wait(self) -> None:
+        if self._pending is not None:
+            self._pending.result()
+
+
+def save_checkpoint(out: Path, config: ModelConfig, tensors: Snapshot, state: TrainState, keep_last: int) -> Path:
     """Write the checkpoint of `state.step` and delete all but the newest `keep_last`.
 
     Raises:
@@ -118,9 +177,9 @@ def save_checkpoint(out: Path, model: Model, optimizer: Optimizer, state: TrainS
     try:
         _delete(temporary)
         temporary.mkdir(parents=True)
-        write_json(temporary / CONFIG, model.config.to_json())
-        _write_tensors(temporary / WEIGHTS, dict(model.named_parameters()))
-        _write_tensors(temporary / OPTIMIZER, optimizer.tensors())
+        write_json(temporary / CONFIG, config.to_json())
+        _write_tensors(temporary / WEIGHTS, tensors.weights)
+        _write_tensors(temporary / OPTIMIZER, tensors.moments)
         write_json(temporary / STATE, asdict(state))
         files = [OutputFile.of(temporary, name, rows=1) for name in (CONFIG, WEIGHTS, OPTIMIZER, STATE)]
         write_manifest(temporary, KIND, files)
@@ -144,14 +203,23 @@ def load_state(folder: Path) -> TrainState:
     return TrainState(**{**values, "recent_losses": tuple(values["recent_losses"])})
 
 
-def restore(folder: Path, model: Model, optimizer: Optimizer, step: int) -> None:
+def restore(
+    folder: Path,
+    model: Model,
+    optimizer: Optimizer,
+    step: int,
+    put: Callable[[Tensor, Tensor], object] = torch.Tensor.copy_,
+) -> None:
     """Put a checkpoint's weights and moments into a model and optimizer of the same shape.
+
+    Args:
+        put: fills its first argument, or this rank's part of it, with the second.
 
     Raises:
         UserError: the checkpoint is damaged.
     """
-    _copy_weights(model, _read_tensors(folder, WEIGHTS), folder)
-    optimizer.restore(_read_tensors(folder, OPTIMIZER), step)
+    _copy_weights(model, _read_tensors(folder, WEIGHTS), folder, put)
+    optimizer.restore(_read_tensors(folder, OPTIMIZER), step, put)
 
 
 def remove_unfinished(out: Path) -> None:
@@ -209,7 +277,12 @@ def _verified(folder: Path, name: str) -> Path:
 
 
 @torch.no_grad()
-def _copy_weights(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> None:
+def _copy_weights(
+    model: Model,
+    tensors: Mapping[str, Tensor],
+    folder: Path,
+    put: Callable[[Tensor, Tensor], object] = torch.Tensor.copy_,
+) -> None:
     parameters = dict(model.named_parameters())
     if set(parameters) != set(tensors):
         odd = sorted(set(parameters) ^ set(tensors))
@@ -223,14 +296,14 @@ def _copy_weights(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> 
                 f"{folder / WEIGHTS}: {name} has shape {tuple(tensors[name].shape)}, but {CONFIG} beside it asks for "
                 f"{tuple(parameter.shape)}; the two do not belong together"
             )
-        parameter.copy_(tensors[name])
+        put(parameter, tensors[name])
 
 
 def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
     with atomic_path(path) as temporary:
         temporary.touch()
         mode = temporary.stat().st_mode  # as the umask has it; safetensors leaves its files to their owner alone
-        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, temporary)
+        save_file(dict(tensors), temporary)
         temporary.chmod(mode)
 
 

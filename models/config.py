@@ -9,6 +9,8 @@ from typing import Any
 from seqmill.errors import UserError
 
 VOCAB_MULTIPLE = 64  # rows of the embedding are padded to a multiple of this, for matrix kernels
+# fields that a plain decoder leaves as they are
+_VARIANTS = ("experts", "experts_per_token", "window", "sinks", "full_every", "nope_every")
 REFERENCE_VOCAB = 50_257  # the vocabulary (GPT-2's) for which the presets have the size in their name
 
 
@@ -52,7 +54,7 @@ class RopeScaling:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """A decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU.
+    """A decoder with RMSNorm, rotary positions, grouped-query attention and SwiGLU, one per layer or of experts.
 
     Raises:
         UserError: a value is impossible.
@@ -64,12 +66,18 @@ class ModelConfig:
     heads: int  # query heads
     kv_heads: int  # key and value heads; each serves heads / kv_heads query heads
     head_dim: int  # even, since rotary positions turn pairs
-    ffn_dim: int  # width inside SwiGLU
+    ffn_dim: int  # width inside SwiGLU; of one expert where there are experts
     rope_theta: float = 10_000.0  # base of the rotary wavelengths
     norm_eps: float = 1e-5  # added to the mean square in RMSNorm
     tied_head: bool = True  # the output head is the embedding
     qk_norm: bool = False  # RMSNorm of every query and key head before the rotary turn
     rope_scaling: RopeScaling | None = None  # slower angles, for contexts longer than those of the first training
+    experts: int = 0  # SwiGLUs per layer, of which a router chooses each token's; 0: one for all tokens
+    experts_per_token: int = 0  # how many it chooses
+    window: int | None = None  # tokens that each token sees back, itself included; None: all of its document
+    sinks: int = 0  # first tokens of a document that tokens behind their window see besides
+    full_every: int | None = None  # with a window: every so-manieth layer sees all
+    nope_every: int | None = None  # every so-manieth layer turns no queries and keys, and knows the order alone (NoPE)
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim", "rope_theta"):
@@ -82,6 +90,35 @@ class ModelConfig:
             )
         if self.head_dim % 2:
             raise UserError(f"model head_dim = {self.head_dim}: rotary positions turn pairs, so it must be even")
+        if (self.experts, self.experts_per_token) != (0, 0) and not 2 <= self.experts_per_token <= self.experts:
+            raise UserError(
+                f"model experts = {self.experts}, experts_per_token = {self.experts_per_token}: a token has at least 2 "
+                "of the experts (the weight of a single one is always 1, and its router would learn nothing); or set "
+                "both to 0"
+            )
+        for name in ("window", "full_every", "nope_every"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"model {name} = {value}: must be positive; leave it out for none")
+        if self.sinks < 0 or (self.window is None and (self.sinks or self.full_every is not None)):
+            raise UserError(
+                f"model sinks = {self.sinks}, full_every = {self.full_every}, window = {self.window}: without a window "
+                "every layer sees all already, so give a window, or sinks = 0 and no full_every"
+            )
+
+    def is_full(self, layer: int) -> bool:
+        """Whether the tokens of a layer (counted from 0) see all before them: layers 3, 7, ... with full_every = 4."""
+        return self.window is None or (self.full_every is not None and (layer + 1) % self.full_every == 0)
+
+    def has_rotary(self, layer: int) -> bool:
+        """Whether a layer (counted from 0) turns queries and keys by position: not 3, 7, ... with nope_every = 4."""
+        return self.nope_every is None or (layer + 1) % self.nope_every != 0
+
+    @property
+    def variants(self) -> dict[str, Any]:
+        """The settings by which layers see or turn otherwise than in a plain decoder, by name."""
+        plain = {field.name: field.default for field in fields(self) if field.name in _VARIANTS}
+        return {name: getattr(self, name) for name, default in plain.items() if getattr(self, name) != default}
 
     @property
     def padded_vocab(self) -> int:
@@ -91,15 +128,25 @@ class ModelConfig:
     @property
     def parameters(self) -> int:
         """Number of trained numbers, padding rows of the vocabulary included."""
+        return self._parameters(self.experts)
+
+    @property
+    def active_parameters(self) -> int:
+        """Those of them that one token meets: all but the experts that it is not sent to."""
+        return self._parameters(self.experts_per_token)
+
+    def _parameters(self, experts: int) -> int:
         norms = 2 * self.dim + (2 * self.head_dim if self.qk_norm else 0)
         attention = self.dim * self.head_dim * (2 * self.heads + 2 * self.kv_heads)
-        layer = norms + attention + 3 * self.dim * self.ffn_dim
+        layer = norms + attention + max(1, experts) * 3 * self.dim * self.ffn_dim + self.experts * self.dim
         tables = 1 if self.tied_head else 2
         return self.layers * layer + self.dim + tables * self.padded_vocab * self.dim
 
     def to_json(self) -> dict[str, Any]:
-        """The fields as JSON values; rope_scaling only where there is one."""
-        return {name: value for name, value in asdict(self).items() if name != "rope_scaling" or value is not None}
+        """The fields as JSON values; rope_scaling and variants only where there are any."""
+        left_out = {name for name in _VARIANTS if name not in self.variants}
+        left_out |= {"rope_scaling"} if self.rope_scaling is None else set()
+        return {name: value for name, value in asdict(self).items() if name not in left_out}
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any], source: str) -> "ModelConfig":

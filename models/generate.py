@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from seqmill.errors import UserError
-from seqmill.models.attention import Segments, attend, choose_backend
+from seqmill.models.attention import Segments, choose_backend, layer_patterns
 from seqmill.models.loss import CHUNK_LOGITS
 from seqmill.models.sampling import Sampling, pick_tokens, request_draws
-from seqmill.models.transformer import LayerAttention, Model
+from seqmill.models.transformer import LayerAttention, Model, packed_attention
 
 PREFILL_TOKENS = 16_384  # most tokens of one packed forward pass; a longer prompt goes alone
 MAX_BATCH = 64  # most requests that live at once
@@ -63,7 +63,7 @@ class _Cache:
     """Keys and values of the live requests; slot i, positions 0 .. lengths[i] - 1 are filled."""
 
     def __init__(self, model: Model, slots: int, positions: int) -> None:
-        config = model.config
+        self.config = config = model.config
         shape = (config.layers, slots, positions, config.kv_heads, config.head_dim)
         weight = model.head_weight
         self.keys = torch.zeros(shape, device=weight.device, dtype=weight.dtype)  # [layer]_SLKE
@@ -77,20 +77,24 @@ class _Cache:
         slot_T = (torch.repeat_interleave(torch.arange(len(lengths)), lengths) + first_slot).to(device)
         position_T = segments.positions().to(device)
         self.lengths[first_slot : first_slot + len(lengths)] = lengths.to(device)
+        inside = packed_attention(segments, backend, self.config)
 
         def attention(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
             self.keys[layer].index_put_((slot_T, position_T), k_TKE)
             self.values[layer].index_put_((slot_T, position_T), v_TKE)
-            return attend(q_THE, k_TKE, v_TKE, segments, backend)
+            return inside(layer, q_THE, k_TKE, v_TKE)
 
         return attention
 
     def decode_attention(self, live: int) -> LayerAttention:
-        """One new token for each of the first `live` slots, which sees the whole of its slot and itself."""
+        """One new token for each of the first `live` slots, which sees of its slot, itself included, what the layer
+        lets it see."""
         positions_B = self.lengths[:live].clone()
         slots_B = torch.arange(live, device=positions_B.device)
         filled = int(positions_B.max()) + 1
-        seen_B11L = (torch.arange(filled, device=positions_B.device) <= positions_B[:, None])[:, None, None]
+        keys_L = torch.arange(filled, device=positions_B.device)
+        patterns = layer_patterns(self.config)
+        seen_B11L = {pattern: pattern.visible(positions_B[:, None], keys_L)[:, None, None] for pattern in set(patterns)}
         self.lengths[:live] += 1
 
         def attention(layer: int, q_BHE: Tensor, k_BKE: Tensor, v_BKE: Tensor) -> Tensor:
@@ -98,7 +102,7 @@ class _Cache:
             self.values[layer].index_put_((slots_B, positions_B), v_BKE)
             k_BKLE, v_BKLE = (x[layer, :live, :filled].transpose(1, 2) for x in (self.keys, self.values))
             return F.scaled_dot_product_attention(
-                q_BHE[:, :, None], k_BKLE, v_BKLE, attn_mask=seen_B11L, enable_gqa=True
+                q_BHE[:, :, None], k_BKLE, v_BKLE, attn_mask=seen_B11L[patterns[layer]], enable_gqa=True
             )[:, :, 0]
 
         return attention
@@ -167,7 +171,7 @@ def _continue_all(
     prefill_tokens: int,
 ) -> None:
     """Bring every request to its end; a round prefills what has room, or else decodes one token of all that live."""
-    backend = choose_backend("auto", model.device, model.head_weight.dtype)
+    backend = choose_backend("auto", model.device, model.head_weight.dtype, layer_patterns(model.config))
     positions = max((len(request.prompt) + len(request.draws) for request in requests), default=0)
     cache = _Cache(model, min(max_batch, len(requests)), positions)
     waiting = deque(requests)
@@ -195,7 +199,7 @@ def score(
         UserError: a sequence is empty or holds an id outside the vocabulary.
     """
     _check_ids("sequence", sequences, model.config.vocab_size)
-    backend = choose_backend("auto", model.device, model.head_weight.dtype)
+    backend = choose_backend("auto", model.device, model.head_weight.dtype, layer_patterns(model.config))
     waiting, scores = deque(sequences), []
     while packed := _take(waiting, len(waiting), prefill_tokens):
         ids_T, segments = _pack(packed, model.device)

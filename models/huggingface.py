@@ -101,8 +101,17 @@ def load_huggingface(folder: Path | str) -> Model:
 
 
 def export_huggingface(model: Model, out: Path | str) -> None:
-    """Write a model as `AutoModelForCausalLM.from_pretrained(out)` reads it: config.json and model.safetensors."""
+    """Write a model as `AutoModelForCausalLM.from_pretrained(out)` reads it: config.json and model.safetensors.
+
+    Raises:
+        UserError: neither family can say what the model computes: it has experts, or layers with a window.
+    """
     out = Path(out)
+    if model.config.variants:
+        raise UserError(
+            f"{out}: a {' or '.join(FAMILIES)} of transformers has no {model.config.variants}, and would compute other "
+            "logits from the same weights; generate and score with seqmill, or train without"
+        )
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: place.detach().contiguous().cpu() for name, place in _places(model)}
     with atomic_path(out / WEIGHTS) as temporary:

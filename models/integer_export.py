@@ -28,11 +28,11 @@ def export_integers(checkpoint: Path | str, out: Path | str, positions: int = 64
 def integer_weights(model: Model, positions: int = 64) -> IntegerWeights:
     """The integer form of a model; see `export_integers`."""
     config = model.config
-    if config.qk_norm or config.rope_scaling or config.vocab_size <= START_ID:
+    if config.qk_norm or config.rope_scaling or config.variants or config.vocab_size <= START_ID:
         raise UserError(
-            f"a model of {config.vocab_size} ids with qk_norm = {config.qk_norm} and rope_scaling = "
-            f"{config.rope_scaling} has no integer form: ids 0 to 255 must be the bytes, {START_ID} the start, and "
-            "both off; train a preset such as bytes-0.8m on excerpts"
+            f"a model of {config.vocab_size} ids with qk_norm = {config.qk_norm}, rope_scaling = {config.rope_scaling} "
+            f"and variants {config.variants} has no integer form: ids 0 to 255 must be the bytes, {START_ID} the "
+            "start, and the others off; train a preset such as bytes-0.8m on excerpts"
         )
     shape = DecoderShape(
         dim=config.dim,

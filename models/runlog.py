@@ -1,6 +1,7 @@
 """The log of a training run: `log.jsonl`, one JSON object per update, each update once."""
 
 import json
+import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -38,6 +39,33 @@ class RepeatStepRecord(StepRecord):
 def format_record(record: StepRecord) -> bytes:
     """`record` as a line of the log."""
     return json.dumps(asdict(record)).encode() + b"\n"
+
+
+class RunLog:
+    """The log of a run, open for further lines; nothing is written where there is no folder."""
+
+    def __init__(self, out: Path | None) -> None:
+        if out is not None:
+            out.mkdir(parents=True, exist_ok=True)
+        self._file = None if out is None else (out / LOG).open("ab")
+
+    def __enter__(self) -> "RunLog":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._file is not None:
+            self._file.close()
+
+    def write(self, record: StepRecord) -> None:
+        """Append a line, for others to read."""
+        if self._file is not None:
+            self._file.write(format_record(record))
+            self._file.flush()
+
+    def sync(self) -> None:
+        """Have all lines on disk."""
+        if self._file is not None:
+            os.fsync(self._file.fileno())
 
 
 def cut_log(path: Path, step: int) -> None:

@@ -12,9 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from seqmill.models.attention import Segments, attend
+from seqmill.models.attention import Segments, layer_patterns, prepare
 from seqmill.models.config import ModelConfig
 from seqmill.models.memory import PLAIN, LayerMemory, MemorySettings, layer_memory
+from seqmill.models.moe import MixtureOfExperts
 from seqmill.models.rotary import rotary_table, rotate
 
 _EMBEDDING_STD = 0.02  # of the embedding and the head: first logits are small, the first loss is ln(vocabulary)
@@ -24,9 +25,10 @@ LayerAttention = Callable[[int, Tensor, Tensor, Tensor], Tensor]
 writes a cache; another cache or another mask is another such function, and the decoder stays as it is."""
 
 
-def packed_attention(segments: Segments, backend: str) -> LayerAttention:
-    """Attention inside the documents of a ragged batch."""
-    return lambda _layer, q_THE, k_TKE, v_TKE: attend(q_THE, k_TKE, v_TKE, segments, backend)
+def packed_attention(segments: Segments, backend: str, config: ModelConfig) -> LayerAttention:
+    """Attention inside the documents of a ragged batch, as each layer of a model sees them."""
+    prepared = [prepare(segments, pattern, backend) for pattern in layer_patterns(config)]
+    return lambda layer, q_THE, k_TKE, v_TKE: prepared[layer](q_THE, k_TKE, v_TKE)
 
 
 class RMSNorm(nn.Module):
@@ -43,12 +45,13 @@ class RMSNorm(nn.Module):
 
 
 class Block(nn.Module):
-    """One layer: attention, then SwiGLU, each over a normalised copy of the residual stream."""
+    """One layer: attention, then SwiGLU or experts, each over a normalised copy of the residual stream."""
 
     def __init__(self, config: ModelConfig, layer: int) -> None:
         super().__init__()
         self.layer = layer
         self.head_dim = config.head_dim
+        self.has_rotary = config.has_rotary(layer)
         self.heads = (config.heads, config.kv_heads, config.kv_heads)  # of q, k, v in one projection
         q_width = config.heads * config.head_dim
         self.attention_norm = RMSNorm(config.dim, config.norm_eps)
@@ -57,8 +60,10 @@ class Block(nn.Module):
         self.k_norm = RMSNorm(config.head_dim, config.norm_eps) if config.qk_norm else nn.Identity()
         self.attention_out = nn.Linear(q_width, config.dim, bias=False)
         self.ffn_norm = RMSNorm(config.dim, config.norm_eps)
-        self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
-        self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
+        self.experts = MixtureOfExperts(config) if config.experts else None
+        if self.experts is None:
+            self.gate_up = nn.Linear(config.dim, 2 * config.ffn_dim, bias=False)
+            self.down = nn.Linear(config.ffn_dim, config.dim, bias=False)
 
     def forward(
         self,
@@ -77,10 +82,13 @@ class Block(nn.Module):
         return self.add_attended(x_TD, attention(self.layer, *self.project(x_TD, rotary)))
 
     def project(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """q_THE, k_TKE, v_TKE of tokens; each token's depend on nothing but itself."""
+        """q_THE, k_TKE, v_TKE, token by token."""
         qkv = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, self.head_dim))
         q_THE, k_TKE, v_TKE = qkv.split(self.heads, dim=1)
-        return rotate(self.q_norm(q_THE), rotary), rotate(self.k_norm(k_TKE), rotary), v_TKE
+        q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
+        if self.has_rotary:
+            q_THE, k_TKE = rotate(q_THE, rotary), rotate(k_TKE, rotary)
+        return q_THE, k_TKE, v_TKE
 
     def add_attended(self, x_TD: Tensor, out_THE: Tensor) -> Tensor:
         """The residual stream with what attention found, token by token."""
@@ -88,6 +96,8 @@ class Block(nn.Module):
 
     def add_feed_forward(self, x_TD: Tensor) -> Tensor:
         """The residual stream after the second half of this layer, token by token."""
+        if self.experts is not None:
+            return x_TD + self.experts(self.ffn_norm(x_TD))
         gate_TF, up_TF = self.gate_up(self.ffn_norm(x_TD)).chunk(2, dim=-1)
         return x_TD + self.down(F.silu(gate_TF) * up_TF)
 
@@ -122,7 +132,7 @@ class Model(nn.Module):
                 parameter.fill_(1.0)
             else:
                 is_table = name in ("embedding.weight", "head.weight")
-                std = _EMBEDDING_STD if is_table else parameter.shape[1] ** -0.5
+                std = _EMBEDDING_STD if is_table else parameter.shape[-1] ** -0.5
                 if name.endswith(("attention_out.weight", "down.weight")):
                     std /= math.sqrt(2 * self.config.layers)
                 parameter.normal_(0.0, std, generator=generator)
@@ -149,12 +159,16 @@ class Model(nn.Module):
 
         Args:
             memory: what is kept for the gradients, and what is computed again.
+
+        Raises:
+            UserError: this model or its device cannot do what `memory` asks for.
         """
 
         def attention_within(documents: Segments) -> LayerAttention:
-            return packed_attention(documents, backend)
+            return packed_attention(documents, backend, self.config)
 
-        run_layer = layer_memory(memory, segments, attention_within, self.device)
+        memory.require_possible(self.device, layer_patterns(self.config))
+        run_layer = layer_memory(memory, segments, attention_within)
         return self.hidden(input_ids_T, position_ids_T, attention_within(segments), run_layer)
 
     def hidden(

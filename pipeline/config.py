@@ -122,13 +122,13 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
         raise UserError(f"{path} is not a TOML file: {error}") from error
     for override in overrides:
-        _override(table, override)
+        set_value(table, override)
     if isinstance(table.get("filter"), dict):
         table["filter"] = with_preset(table["filter"])
     return build(RunConfig, table)
 
 
-def _override(table: dict[str, Any], override: str) -> None:
+def set_value(table: dict[str, Any], override: str) -> None:
     """Set one value in place: "pack.seq_len=4096" sets table["pack"]["seq_len"] to 4096."""
     key, equals, text = override.partition("=")
     if not equals or not key:

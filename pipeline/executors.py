@@ -92,7 +92,7 @@ class RayExecutor:
         """Yield `call(argument)` as results come; see `Executor.run`."""
         if not arguments:
             return
-        ray = self._connect()
+        ray = self.connect()
         remote = ray.remote(num_cpus=1, max_retries=RAY_RETRIES)(_call_on_one_core)
         waiting = deque(arguments)
         running: list[Any] = []
@@ -110,7 +110,7 @@ class RayExecutor:
     def close(self) -> None:
         """Nothing to do: the cluster ends idle workers itself, and an embedded one ends with this process."""
 
-    def _connect(self) -> Any:
+    def connect(self) -> Any:
         """The `ray` module, connected: to `address`, to the job's own cluster, or to an embedded one."""
         try:
             import ray

@@ -13,6 +13,7 @@ from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST
 from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts
 from seqmill.pipeline.execution import Executor, Progress
+from seqmill.pipeline.executors import RayExecutor
 from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
 from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
@@ -43,9 +44,21 @@ def read_train_config(table: Mapping[str, Any]) -> "TrainConfig":
     return build(TrainConfig, table, "train")
 
 
-def train_model(packed: Path, config: "TrainConfig", out: Path, progress: Progress) -> dict[str, Any]:
-    """Train on a packed folder, or go on where an earlier run stopped; returns the result as JSON."""
+def train_model(
+    packed: Path, config: "TrainConfig", out: Path, progress: Progress, executor: Executor | None = None
+) -> dict[str, Any]:
+    """Train on a packed folder, or go on where an earlier run stopped; returns the result as JSON.
+
+    A Ray executor has as many ranks train together as it has workers. Any other leaves it to this process, and to those
+    that torchrun has started beside it.
+    """
     from seqmill.models import train
+
+    if isinstance(executor, RayExecutor):
+        from seqmill.models.training.ray_train import train_on_ray
+
+        executor.connect()
+        return asdict(train_on_ray(packed, out, config, executor.workers))
 
     progress.start("train", config.steps)
     try:

@@ -13,7 +13,7 @@ import torch
 from seqmill.models.attention import Segments
 from seqmill.models.config import ModelConfig, find_preset, preset_config
 from seqmill.models.loss import cross_entropy_parts
-from seqmill.models.optim import Optimizer
+from seqmill.models.training.optim import Optimizer
 from seqmill.models.transformer import Model
 
 CONTEXT = 128  # tokens of a row

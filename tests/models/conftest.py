@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -40,15 +41,25 @@ def model(config: ModelConfig) -> Model:
 
 
 @pytest.fixture
-def pack_folder(tmp_path: Path) -> PackFolder:
-    """pack_folder(documents, capacity, vocab_size, name, is_repeat, step_tokens): the folder that `seqmill pack` would
+def pack_folder(tmp_path: Path, pack_to: PackFolder) -> PackFolder:
+    """pack_folder(documents, ..., name="packed"): `pack_to` a folder of this name."""
+
+    def build(documents: Sequence[Sequence[int]], *arguments: Any, name: str = "packed", **settings: Any) -> Path:
+        return pack_to(tmp_path / name, documents, *arguments, **settings)
+
+    return build
+
+
+@pytest.fixture(scope="session")
+def pack_to() -> PackFolder:
+    """pack_to(folder, documents, capacity, vocab_size, is_repeat, step_tokens): the folder that `seqmill pack` would
     write; with step_tokens, buckets from 8 tokens to the capacity and a schedule of such steps."""
 
     def build(
+        folder: Path,
         documents: Sequence[Sequence[int]],
         capacity: int = 64,
         vocab_size: int = 100,
-        name: str = "packed",
         is_repeat: Sequence[bool] | None = None,
         step_tokens: int | None = None,
     ) -> Path:
@@ -70,7 +81,6 @@ def pack_folder(tmp_path: Path) -> PackFolder:
             table = table.append_column("is_repeat", pa.array(is_repeat, pa.bool_()))
         store = TokenStore([table], {"vocab_size": vocab_size, "sources": ["test"]})
         packed = decompose(store.lengths, 8, capacity) if step_tokens else plan(store.lengths, capacity)
-        folder = tmp_path / name
         folder.mkdir()
         shard = "part-00000.arrow"
         totals = write_rows(folder / shard, packed, 0, packed.rows, store, pack_settings(packed, store))

@@ -9,8 +9,8 @@ from safetensors.torch import load_file, save_file
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.models import Model, ModelConfig, load, score
-from seqmill.models.checkpoint import TrainState, load_state, newest_checkpoint, save_checkpoint
-from seqmill.models.optim import Optimizer
+from seqmill.models.checkpoint import TrainState, load_state, newest_checkpoint, save_checkpoint, snapshot
+from seqmill.models.training.optim import Optimizer
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
 
@@ -31,7 +31,7 @@ def save(out: Path, model: Model, step: int, keep_last: int = 5) -> Path:
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
     optimizer.step(0.0)
-    return save_checkpoint(out, model, optimizer, state_at(step), keep_last)
+    return save_checkpoint(out, model.config, snapshot(model, optimizer), state_at(step), keep_last)
 
 
 def test_a_loaded_model_is_the_saved_one_from_the_run_or_from_its_checkpoint(out: Path, model: Model) -> None:

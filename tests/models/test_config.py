@@ -39,6 +39,11 @@ def test_the_embedding_is_padded_to_a_multiple_of_64(config: ModelConfig) -> Non
         ({"kv_heads": 3}, "kv_heads must divide heads"),
         ({"head_dim": 7}, "head_dim = 7.*even"),
         ({"vocab_size": 0}, "vocab_size = 0.*positive"),
+        ({"window": 0}, "window = 0: must be positive"),
+        ({"nope_every": -1}, "nope_every = -1: must be positive"),
+        ({"sinks": 2}, "sinks = 2.*without a window"),
+        ({"full_every": 2}, "full_every = 2.*without a window"),
+        ({"window": 4, "sinks": -1}, "sinks = -1"),
     ],
 )
 def test_an_impossible_shape_is_refused(config: ModelConfig, changes: dict[str, int], message: str) -> None:
@@ -55,6 +60,33 @@ def test_a_config_survives_json(config: ModelConfig) -> None:
     changed = dataclasses.replace(config, qk_norm=True, rope_theta=5e5, rope_scaling=RopeScaling("llama3", 8.0))
     assert ModelConfig.from_json(json.loads(json.dumps(changed.to_json())), "here") == changed
     assert "rope_scaling" not in config.to_json()
+
+
+VARIANTS = {"window": 8, "sinks": 2, "full_every": 3, "nope_every": 4}
+
+
+def test_variants_are_told_only_where_there_are_any(config: ModelConfig) -> None:
+    fields = {"vocab_size", "dim", "layers", "heads", "kv_heads", "head_dim", "ffn_dim"}
+    assert set(config.to_json()) == fields | {
+        "rope_theta",
+        "norm_eps",
+        "tied_head",
+        "qk_norm",
+    }  # as before there were any
+    assert config.variants == {}
+    changed = dataclasses.replace(config, **VARIANTS)  # type: ignore[arg-type]
+    assert changed.variants == VARIANTS
+    assert ModelConfig.from_json(json.loads(json.dumps(changed.to_json())), "here") == changed
+    windowed = dataclasses.replace(config, window=8)
+    assert windowed.variants == {"window": 8}
+    assert set(windowed.to_json()) == {*config.to_json(), "window"}
+
+
+def test_every_so_manieth_layer_is_full_and_every_so_manieth_turns_nothing(config: ModelConfig) -> None:
+    changed = dataclasses.replace(config, **VARIANTS)  # type: ignore[arg-type]
+    assert [changed.is_full(layer) for layer in range(7)] == [False, False, True, False, False, True, False]
+    assert [changed.has_rotary(layer) for layer in range(7)] == [True, True, True, False, True, True, True]
+    assert all(config.is_full(layer) and config.has_rotary(layer) for layer in range(7))
 
 
 @pytest.mark.parametrize(

@@ -1,11 +1,13 @@
 """Packed prefill and ragged decode against recomputing every prompt from its beginning, one at a time."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 
 from seqmill.errors import UserError
-from seqmill.models import Model, generate, score
+from seqmill.models import Model, ModelConfig, generate, score
 from seqmill.models.attention import Segments
 from seqmill.models.sampling import Sampling, pick_tokens, request_draws
 
@@ -41,6 +43,32 @@ def test_greedy_tokens_are_those_of_full_recomputation_one_prompt_at_a_time(
     assert len({sequence.tokens for sequence in found}) > len(prompts) // 2  # prompts matter
     assert [sequence.prompt_tokens for sequence in found] == list(PROMPT_LENGTHS)
     assert {sequence.finish for sequence in found} == {"length"}
+
+
+@pytest.mark.parametrize(
+    "variants",
+    [
+        {"window": 1},
+        {"window": 8},
+        {"window": 8, "sinks": 3},
+        {"window": 5, "sinks": 1, "full_every": 2},
+        {"nope_every": 2},
+        {"window": 8, "sinks": 2, "nope_every": 1},
+    ],
+    ids=str,
+)
+def test_the_cache_gives_each_layer_what_full_recomputation_lets_it_see(
+    config: ModelConfig, prompts: list[list[int]], variants: dict[str, int]
+) -> None:
+    model, plain = (Model(shape, seed=1) for shape in (replace(config, **variants), config))
+    for one in (model, plain):
+        one.embedding.weight.data.mul_(10.0)
+    found = generate(model, prompts, NEW, max_batch=3)
+    assert [sequence.tokens for sequence in found] == [recomputed(model, prompt, NEW) for prompt in prompts]
+    assert found != generate(plain, prompts, NEW)
+    scores = np.concatenate(score(model, prompts))
+    alone = [logits_of(model, ids).log_softmax(-1)[:-1].gather(1, torch.tensor(ids)[1:, None])[:, 0] for ids in prompts]
+    np.testing.assert_allclose(scores, torch.cat(alone), atol=1e-5, rtol=1e-5)
 
 
 def test_permuting_the_prompts_permutes_the_outputs(model: Model, prompts: list[list[int]]) -> None:

@@ -7,13 +7,24 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, Qwen3Config, Qwen3ForCausalLM
+from transformers import (
+    AutoModelForCausalLM,
+    LlamaConfig,
+    LlamaForCausalLM,
+    MixtralConfig,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3MoeConfig,
+)
+from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
+from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
 from seqmill.errors import UserError
 from seqmill.models import Model, ModelConfig, load
 from seqmill.models.attention import Segments
 from seqmill.models.config import RopeScaling
 from seqmill.models.huggingface import config_from_huggingface, export_huggingface, load_huggingface
+from seqmill.models.moe import MixtureOfExperts
 
 SIZES = {
     "vocab_size": 101,
@@ -107,6 +118,31 @@ def test_our_models_have_the_same_logits_there(
     again = load_huggingface(tmp_path)
     assert again.config == config
     assert torch.equal(our_logits(again), our_logits(ours))
+
+
+@torch.no_grad()
+def test_a_layer_of_experts_is_the_block_of_qwen3_moe_and_of_mixtral_with_the_same_weights() -> None:
+    layer = MixtureOfExperts(ModelConfig(101, 48, 2, 4, 2, 16, 80, experts=6, experts_per_token=2))
+    generator = torch.Generator().manual_seed(0)
+    for parameter in layer.parameters():
+        parameter.normal_(0.0, 0.2, generator=generator)
+    weights = {"gate.weight": layer.router.weight, "experts.gate_up_proj": layer.gate_up.weight}
+    weights["experts.down_proj"] = layer.down.weight
+    sizes: dict[str, Any] = {"hidden_size": 48, "num_experts_per_tok": 2}
+    qwen3 = Qwen3MoeConfig(**sizes, num_experts=6, moe_intermediate_size=80, norm_topk_prob=True)
+    mixtral = MixtralConfig(**sizes, num_local_experts=6, intermediate_size=80)
+    x = torch.randn(200, 48, generator=generator)
+    for block in (Qwen3MoeSparseMoeBlock(qwen3), MixtralSparseMoeBlock(mixtral)):
+        block.load_state_dict(weights)
+        assert_equal_logits(layer(x), block.eval()(x[None])[0])
+
+
+@pytest.mark.parametrize("variants", [{"window": 8}, {"nope_every": 2}], ids=str)
+def test_what_their_families_cannot_say_is_not_exported(variants: dict[str, int], tmp_path: Path) -> None:
+    shape = ModelConfig(vocab_size=100, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=48, **variants)
+    with pytest.raises(UserError, match=rf"llama or qwen3 of transformers has no .*{next(iter(variants))}"):
+        export_huggingface(Model(shape), tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def change_config(folder: Path, **values: Any) -> None:

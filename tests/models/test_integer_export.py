@@ -45,7 +45,15 @@ def test_integers_predict_what_the_floats_predict(changes: dict[str, int]) -> No
 
 
 @pytest.mark.parametrize(
-    "changes", [{"qk_norm": True}, {"vocab_size": 256}, {"ffn_dim": 1041}, {"dim": 1056, "heads": 1, "kv_heads": 1}]
+    "changes",
+    [
+        {"qk_norm": True},
+        {"window": 8},
+        {"nope_every": 2},
+        {"vocab_size": 256},
+        {"ffn_dim": 1041},
+        {"dim": 1056, "heads": 1, "kv_heads": 1},
+    ],
 )
 def test_a_model_without_an_exact_integer_form_is_refused(changes: dict[str, int]) -> None:
     with pytest.raises(UserError, match=r"no integer form|only 1040 are exact"):

@@ -8,8 +8,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from attention_reference import softmax_attention
 from seqmill.models import Model, ModelConfig
 from seqmill.models.attention import Segments
+from seqmill.models.rotary import rotary_table
 
 LENGTH_SETS = st.lists(st.one_of(st.just(1), st.integers(1, 50)), min_size=1, max_size=10)
 
@@ -69,6 +71,32 @@ def test_positions_matter_only_by_their_distance(model: Model) -> None:
         )
     torch.testing.assert_close(near, far, atol=1e-4, rtol=1e-4)
     assert (near - stretched).abs().max() > 1e-2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "variants",
+    [{"window": 6}, {"window": 6, "sinks": 2, "full_every": 2}, {"nope_every": 2}, {"window": 6, "nope_every": 1}],
+    ids=str,
+)
+def test_layers_see_and_turn_what_their_variants_say(config: ModelConfig, variants: dict[str, int]) -> None:
+    """Layer by layer, with the attention of the definition, and tables that turn nothing where nothing is turned."""
+    lengths = [1, 20, 7]
+    segments, ids = Segments.of(lengths), torch.cat(documents_of(lengths, config.vocab_size))
+    model, plain = (Model(dataclasses.replace(config, layers=4, **more), seed=1) for more in (variants, {}))
+    table = rotary_table(segments.positions(), config.head_dim, config.rope_theta)
+    still = (torch.ones_like(table[0]), torch.zeros_like(table[1]))
+    x = plain.embedding(ids)
+    for layer, block in enumerate(plain.blocks):
+        is_full = "window" not in variants or ("full_every" in variants and layer in (1, 3))
+        turns = "nope_every" not in variants or (variants["nope_every"] == 2 and layer in (0, 2))
+        sees = (None, 0) if is_full else (variants["window"], variants.get("sinks", 0))
+        x = block(
+            x, table if turns else still, lambda _, q, k, v, s=sees: softmax_attention(q, k, v, lengths, *s).float()
+        )
+    found = model(ids, segments.positions(), segments)
+    torch.testing.assert_close(found, plain.norm(x), atol=1e-5, rtol=1e-5)
+    assert (found - plain(ids, segments.positions(), segments)).abs().max() > 1e-2
 
 
 def test_the_weights_are_a_function_of_the_seed(config: ModelConfig) -> None:

@@ -1,12 +1,13 @@
 """Verbs of models."""
 
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from seqmill.cli.common import AsJson, Out, Quiet, print_figures
+from seqmill.cli.common import Address, AsJson, ExecutorName, Out, Quiet, print_figures
 from seqmill.errors import UserError
 
 app = typer.Typer()
@@ -28,20 +29,47 @@ def train(
     checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 100,
     seed: Annotated[int, typer.Option(help="Of the first weights and the order of rows.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    parallel: Annotated[str, typer.Option(help="Of several ranks: ddp or fsdp.")] = "ddp",
+    plan: Annotated[Path | None, typer.Option(help="A file of `seqmill plan`: which rank takes which rows.")] = None,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Any setting of TrainConfig, such as shape.layers=6."),
+    ] = None,
+    executor: ExecutorName = "local",
+    workers: Annotated[int, typer.Option(help="Ranks, with --executor ray; locally torchrun starts them.")] = 1,
+    address: Address = None,
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
-    """Train a model on a packed folder; run the same command again to resume."""
+    """Train a model on a packed folder; run the same command again to resume.
+
+    Several ranks of one machine: torchrun --nproc-per-node 8 -m seqmill train PACKED --out OUT ...
+    """
+    from seqmill.models.training.ranks import launched_rank
+    from seqmill.pipeline.config import set_value
+    from seqmill.pipeline.executors import make_executor
     from seqmill.pipeline.model_steps import read_train_config, train_model
     from seqmill.pipeline.progress import make_progress
     from seqmill.storage import only_writer
 
+    if executor == "local" and workers > 1:
+        raise UserError(
+            f"--workers {workers}: torchrun starts the ranks of one machine: torchrun --nproc-per-node {workers} -m "
+            "seqmill train ...; or use --executor ray"
+        )
     flags = {"model": model, "steps": steps, "batch_tokens": batch_tokens, "checkpoint_every": checkpoint_every}
-    flags |= {"optimizer": optimizer, "schedule": schedule, "normalisation": normalisation}
-    more = {"seed": seed, "device": device, **({} if learning_rate is None else {"learning_rate": learning_rate})}
-    with only_writer(out):
-        result = train_model(packed, read_train_config({**flags, **more}), out, make_progress(quiet))
-    print_figures("train", result, as_json)
+    flags |= {"optimizer": optimizer, "schedule": schedule, "normalisation": normalisation, "parallel": parallel}
+    flags |= {"seed": seed, "device": device, "learning_rate": learning_rate, "plan": plan and str(plan)}
+    given = {name: value for name, value in flags.items() if value is not None}
+    for setting in settings or []:
+        set_value(given, setting)
+    config = read_train_config(given)
+    is_first = launched_rank() == 0
+    progress, ranks = make_progress(quiet or not is_first), make_executor(executor, workers, address)
+    with only_writer(out) if is_first else nullcontext():
+        result = train_model(packed, config, out, progress, ranks)
+    if is_first:
+        print_figures("train", result, as_json)
 
 
 @app.command()

@@ -12,9 +12,10 @@ import torch
 
 from seqmill.compress.integer_weights import write_weights
 from seqmill.models import Model, ModelConfig
-from seqmill.models.gradients import accumulate_gradients
 from seqmill.models.integer_export import integer_weights
-from seqmill.models.optim import Optimizer, learning_rate
+from seqmill.models.training.gradients import PackedLoss, accumulate_gradients
+from seqmill.models.training.optim import Optimizer, learning_rate
+from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
 from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts
 from seqmill.pipeline.executors import LocalExecutor
@@ -36,13 +37,14 @@ def main(scratch: Path) -> None:
     draw_excerpts(scratch / "documents", settings, scratch / "excerpts", executor, progress)
     pack(scratch / "excerpts", PackConfig(seq_len=32 * (POSITIONS + 1)), scratch / "packed", executor, progress)
     model = Model(ModelConfig(258, dim=32, layers=2, heads=4, kv_heads=2, head_dim=8, ffn_dim=112))
+    loss = Spread(PackedLoss(model, torch.float32, "sdpa"))
     optimizer = Optimizer(model, "adamw", (0.9, 0.95), 0.1)
     for step, batch in zip(range(1, STEPS + 1), PackedDataset(scratch / "packed", batch_rows=ROWS), strict=False):
-        loss, _ = accumulate_gradients(model, batch, torch.device("cpu"), torch.float32, "sdpa", 2112)
+        found = accumulate_gradients(loss, batch, torch.device("cpu"), 2112)
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step(learning_rate(step, STEPS, 50, 1e-2, 0.1))
         if step % 100 == 0:
-            sys.stderr.write(f"{step} {loss.item():.3f} nats a byte\n")
+            sys.stderr.write(f"{step} {found.mean:.3f} nats a byte\n")
     write_weights(HERE / "tiny-transformer.arrow", integer_weights(model, POSITIONS))
 
 

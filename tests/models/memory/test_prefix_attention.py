@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmill.models.attention import Segments
+from seqmill.models.attention import Segments, attend
 from seqmill.models.memory import prefix_attention
 from seqmill.models.memory.prefix_attention import attend_to_prefix, chunks_of
-from seqmill.models.transformer import LayerAttention, packed_attention
+from seqmill.models.transformer import LayerAttention
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 LENGTHS = st.lists(st.one_of(st.just(1), st.integers(1, 40)), min_size=1, max_size=8)
@@ -50,7 +50,7 @@ def test_the_last_tokens_of_a_document_see_all_before_them(
 
 
 def within(segments: Segments) -> LayerAttention:
-    return packed_attention(segments, "sdpa")
+    return lambda _layer, q_THE, k_TKE, v_TKE: attend(q_THE, k_TKE, v_TKE, segments, "sdpa")
 
 
 @settings(max_examples=60, deadline=None)

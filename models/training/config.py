@@ -1,16 +1,18 @@
 """What a training run is asked to do, checked before any work."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from seqmill.errors import UserError
-from seqmill.models.config import find_preset
+from seqmill.models.config import ModelConfig, find_preset, preset_config
+from seqmill.models.training.optim import OPTIMIZERS, SCHEDULES
+from seqmill.models.training.spread import PARALLEL
 
 # Settings that say how the same numbers are computed or kept, so a resumed run may have others.
 MAY_CHANGE_ON_RESUME = frozenset(
-    {"checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "dtype"}
-)  # "dtype" is compared after "auto" has been resolved
+    {"checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "dtype", "parallel", "plan", "shape"}
+)  # "dtype", "plan" and "shape" are compared after they have been resolved
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +24,8 @@ class TrainConfig:
     """
 
     model: str = "tiny"  # a name in PRESETS
+    shape: Mapping[str, Any] = field(default_factory=dict)  # fields of ModelConfig that differ from the preset's
+    init: str | None = None  # begin with the weights of a run, a checkpoint or a HF folder; None: with random ones
     steps: int = 1000  # updates
     batch_tokens: int = 8192  # room of one update's rows in tokens; rows = max(1, batch_tokens // row capacity)
     learning_rate: float | None = None  # peak; None: the preset's own
@@ -41,9 +45,15 @@ class TrainConfig:
     dtype: str = "auto"  # of matrix products: auto (bfloat16 on CUDA, else float32), float32, bfloat16
     micro_batch_rows: int | None = None  # rows' room per forward pass; None: what suits the device
     attention: str = "auto"  # a name in attention.BACKENDS, or auto
+    parallel: str = "ddp"  # of several ranks: ddp, or fsdp for models that do not fit one
+    plan: str | None = None  # a file of `seqmill plan`: which rank takes which rows; None: equal parts in order
 
     def __post_init__(self) -> None:
+        from seqmill.packing.loss_weights import check_normalisation  # here: models alone need no packed rows
+
+        check_normalisation(self.normalisation)
         find_preset(self.model)
+        self._check_shape()
         for name, (holds, rule) in _RULES.items():
             value = getattr(self, name)
             if value is not None and not holds(value):
@@ -53,6 +63,24 @@ class TrainConfig:
                 f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}: the rate would never reach its "
                 "peak; lower warmup_steps or leave it out"
             )
+
+    def _check_shape(self) -> None:
+        known = {each.name for each in fields(ModelConfig)} - {"vocab_size"}
+        for name, value in self.shape.items():
+            if name not in known:
+                raise UserError(f"shape has {name!r}, which no model has; it takes {', '.join(sorted(known))}")
+            if not isinstance(value, int | float | Mapping | None):
+                raise UserError(f"shape {name} = {value!r}: must be a number, true, false or a table")
+        self.model_config(vocab_size=1)
+
+    def model_config(self, vocab_size: int) -> ModelConfig:
+        """The shape of the model for a vocabulary of so many ids.
+
+        Raises:
+            UserError: no model can have it.
+        """
+        preset = preset_config(self.model, vocab_size)
+        return ModelConfig.from_json({**preset.to_json(), **self.shape}, "shape")
 
     @property
     def peak_learning_rate(self) -> float:
@@ -73,9 +101,9 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "learning_rate": _POSITIVE,
     "min_lr_ratio": (lambda value: 0 <= value <= 1, "between 0 and 1"),
     "warmup_steps": _AT_LEAST_ZERO,
-    "schedule": (lambda value: value in ("cosine", "linear", "wsd"), "cosine, linear or wsd"),
+    "schedule": (lambda value: value in SCHEDULES, ", ".join(SCHEDULES)),
     "decay_share": (lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "optimizer": (lambda value: value in ("adamw", "muon"), "adamw or muon"),
+    "optimizer": (lambda value: value in OPTIMIZERS, " or ".join(OPTIMIZERS)),
     "weight_decay": _AT_LEAST_ZERO,
     "betas": (lambda value: len(value) == 2 and all(0 <= beta < 1 for beta in value), "two numbers in [0, 1)"),
     "grad_clip": _POSITIVE,
@@ -85,4 +113,5 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (lambda value: value in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
     "dtype": (lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
     "micro_batch_rows": _POSITIVE,
+    "parallel": (lambda value: value in PARALLEL, " or ".join(PARALLEL)),
 }

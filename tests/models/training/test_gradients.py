@@ -11,8 +11,9 @@ import torch.nn.functional as F  # noqa: N812 (the usual name)
 
 from seqmill.models import Model
 from seqmill.models.attention import Segments
-from seqmill.models.gradients import accumulate_gradients, split_batch
 from seqmill.models.loss import IGNORED
+from seqmill.models.training.gradients import PackedLoss, accumulate_gradients, split_batch
+from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
 
 CPU = torch.device("cpu")
@@ -21,6 +22,10 @@ CPU = torch.device("cpu")
 @pytest.fixture
 def batch(packed: Path) -> dict[str, Any]:
     return next(iter(PackedDataset(packed, batch_rows=5, seed=0)))
+
+
+def accumulate(model: Model, batch: dict[str, Any], most_tokens: int, dtype: torch.dtype = torch.float32) -> float:
+    return accumulate_gradients(Spread(PackedLoss(model, dtype, "sdpa")), batch, CPU, most_tokens).objective
 
 
 def gradients(model: Model) -> dict[str, torch.Tensor]:
@@ -41,7 +46,7 @@ def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
     model: Model, batch: dict[str, Any]
 ) -> None:
     model.double()
-    loss, _ = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 10**6)
+    loss = accumulate(model, batch, 10**6, torch.float64)
     found = gradients(model)
     expected = torch.zeros((), dtype=torch.float64)
     bounds = batch["cu_seqlens"].tolist()
@@ -53,7 +58,7 @@ def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
         expected = expected + F.cross_entropy(logits, targets, ignore_index=IGNORED, reduction="sum")
     expected = expected / (batch["targets"] != IGNORED).sum()
     expected.backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert_same_gradients(found, gradients(model))
 
 
@@ -61,10 +66,12 @@ def test_loss_and_gradients_are_the_sums_over_documents_taken_one_at_a_time(
 def test_cutting_into_micro_batches_changes_nothing_but_rounding(
     model: Model, batch: dict[str, Any], micro_batch_tokens: int
 ) -> None:
-    whole, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 10**6)
+    whole = accumulate(model, batch, 10**6)
     expected = gradients(model)
-    parts, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", micro_batch_tokens)
-    torch.testing.assert_close(parts, whole, rtol=1e-6, atol=0)
+    parts = accumulate_gradients(
+        Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, micro_batch_tokens
+    ).objective
+    assert parts == pytest.approx(whole, rel=1e-6)
     assert_same_gradients(gradients(model), expected)
 
 
@@ -84,16 +91,16 @@ def test_a_document_longer_than_the_limit_goes_alone(batch: dict[str, Any]) -> N
 
 def test_a_batch_without_targets_has_loss_zero_and_finite_gradients(model: Model, batch: dict[str, Any]) -> None:
     empty = {**batch, "targets": torch.full_like(batch["targets"], IGNORED), "global_loss_tokens": 0}
-    loss, _ = accumulate_gradients(model, empty, CPU, torch.float32, "sdpa", 100)
+    loss = accumulate(model, empty, 100)
     assert loss == 0
     assert all(not gradient.any() for gradient in gradients(model).values())
 
 
 def test_bfloat16_products_come_close_to_float32(model: Model, batch: dict[str, Any]) -> None:
-    exact, _ = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 100)
+    exact = accumulate(model, batch, 100)
     expected = gradients(model)
-    half, _ = accumulate_gradients(model, batch, CPU, torch.bfloat16, "sdpa", 100)
-    torch.testing.assert_close(half, exact, rtol=0.02, atol=0)
+    half = accumulate(model, batch, 100, torch.bfloat16)
+    assert half == pytest.approx(exact, rel=0.02)
     assert half != exact
     found = gradients(model)
     assert all(found[name].dtype == torch.float32 for name in expected)
@@ -107,7 +114,7 @@ def test_documents_count_alike_in_the_sample_mean(model: Model, pack_folder: Cal
     dataset = PackedDataset(pack_folder(documents, capacity=24), batch_rows=10**6, normalisation="sample-mean")
     batch = dataset.batch_at(0)
     model.double()
-    loss, _ = accumulate_gradients(model, batch, CPU, torch.float64, "sdpa", 64)
+    loss = accumulate(model, batch, 64, torch.float64)
     found = gradients(model)
     losses: dict[int, list[torch.Tensor]] = {}
     place = 0
@@ -123,5 +130,5 @@ def test_documents_count_alike_in_the_sample_mean(model: Model, pack_folder: Cal
     assert any(len(parts) > 1 for parts in losses.values())
     expected = torch.stack(means).mean()
     expected.backward()  # type: ignore[no-untyped-call]
-    torch.testing.assert_close(loss.double(), expected.detach(), rtol=1e-6, atol=0)
+    assert loss == pytest.approx(expected.item(), rel=1e-6)
     assert_same_gradients(found, gradients(model))

@@ -2,6 +2,7 @@
 
 import itertools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,14 +11,17 @@ import pytest
 import torch
 
 from seqmill.models import Model, TrainConfig, train
-from seqmill.models.gradients import accumulate_gradients, split_batch
 from seqmill.models.loss import IGNORED, cross_entropy_parts, cross_entropy_sum
+from seqmill.models.training.gradients import PackedLoss, accumulate_gradients, split_batch
+from seqmill.models.training.spread import Spread
 from seqmill.packing import PackedDataset
 
-from .conftest import PackFolder
-
 CPU = torch.device("cpu")
-SMALL = TrainConfig(steps=6, batch_tokens=256, micro_batch_rows=1, checkpoint_every=3, seed=3, learning_rate=3e-3)
+PackFolder = Callable[..., Path]
+SHAPE = {"dim": 48, "layers": 2, "heads": 3, "kv_heads": 1, "head_dim": 16, "ffn_dim": 96}
+SMALL = TrainConfig(
+    shape=SHAPE, steps=6, batch_tokens=256, micro_batch_rows=1, checkpoint_every=3, seed=3, learning_rate=3e-3
+)
 OWN = ("loss_repeat", "loss_unique", "targets_repeat", "targets_unique")
 
 
@@ -65,8 +69,7 @@ def test_the_loss_of_repeats_is_that_of_their_documents_alone(
     model: Model, told: Path, micro_batch_tokens: int
 ) -> None:
     batch = next(iter(PackedDataset(told, batch_rows=6, seed=0)))
-    _, found = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", micro_batch_tokens)
-    assert found is not None
+    found = accumulate_gradients(Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, micro_batch_tokens)
     totals, counts = [0.0, 0.0], [0, 0]
     bounds = batch["cu_seqlens"].tolist()
     for number, (start, stop) in enumerate(itertools.pairwise(bounds)):
@@ -77,7 +80,7 @@ def test_the_loss_of_repeats_is_that_of_their_documents_alone(
         counts[kind] += int((part.targets_T != IGNORED).sum())
     assert list(found.targets) == counts
     assert min(counts) > 0
-    assert found.sums.tolist() == pytest.approx(totals, rel=1e-5)
+    assert list(found.nats) == pytest.approx(totals, rel=1e-5)
 
 
 def one_segment(batch: dict[str, Any], start: int, stop: int) -> dict[str, Any]:
@@ -90,11 +93,10 @@ def test_a_model_that_knows_nothing_has_the_same_loss_on_both(told: Path, model:
     with torch.no_grad():
         model.head_weight.zero_()
     for batch in PackedDataset(told, batch_rows=6):
-        loss, found = accumulate_gradients(model, batch, CPU, torch.float32, "sdpa", 64)
-        assert found is not None
+        found = accumulate_gradients(Spread(PackedLoss(model, torch.float32, "sdpa")), batch, CPU, 64)
         expected = np.log(100) * np.array(found.targets)
-        assert found.sums.numpy() == pytest.approx(expected, rel=1e-5)
-        assert loss.item() == pytest.approx(np.log(100), rel=1e-5)
+        assert list(found.nats) == pytest.approx(list(expected), rel=1e-5)
+        assert found.mean == pytest.approx(np.log(100), rel=1e-5)
 
 
 def test_the_logged_losses_add_up_and_the_rest_is_as_without_the_column(

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from seqmill.models import Model, ModelConfig
-from seqmill.models.optim import OPTIMIZERS, Optimizer, learning_rate, orthogonalise
+from seqmill.models.training.optim import OPTIMIZERS, Optimizer, learning_rate, orthogonalise
 
 
 def test_the_rate_warms_up_in_a_line_and_falls_in_half_a_cosine() -> None:

@@ -21,7 +21,10 @@ from seqmill.models import Model, StepRecord, TrainConfig, load, train
 from seqmill.models.checkpoint import newest_checkpoint
 from seqmill.packing import PackedDataset, load_schedule
 
-SMALL = TrainConfig(steps=10, batch_tokens=256, micro_batch_rows=1, checkpoint_every=5, seed=3, learning_rate=3e-3)
+SHAPE = {"dim": 48, "layers": 2, "heads": 3, "kv_heads": 1, "head_dim": 16, "ffn_dim": 96}
+SMALL = TrainConfig(
+    shape=SHAPE, steps=10, batch_tokens=256, micro_batch_rows=1, checkpoint_every=5, seed=3, learning_rate=6e-3
+)
 IDENTICAL = ("model.safetensors", "optimizer.safetensors", "state.json", "config.json")
 
 
@@ -64,7 +67,7 @@ def test_training_lowers_the_loss_and_logs_every_update_once(packed: Path, tmp_p
     assert result.loss_first == log[0]["loss"] == pytest.approx(np.log(100), abs=0.3)
     assert result.loss_last == pytest.approx(np.mean([record["loss"] for record in log[-10:]]))
     assert result.loss_last < 0.7 * result.loss_first
-    assert log[3]["lr"] == 3e-3  # warm-up is a tenth of the steps
+    assert log[3]["lr"] == 6e-3  # warm-up is a tenth of the steps
     assert result.tokens_seen == log[-1]["tokens"] > 40 * 100
     assert (result.steps, result.resumed_from, result.backend, result.device) == (40, 0, "sdpa", "cpu")
     model = load(tmp_path / "run")
@@ -111,13 +114,13 @@ train(sys.argv[1], sys.argv[2], TrainConfig(**json.loads(sys.argv[3])), lambda r
 
 @pytest.mark.parametrize("threads", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_a_killed_run_ends_as_if_it_had_not_been_killed(packed: Path, tmp_path: Path, threads: int) -> None:
-    settings = {"steps": 8, "batch_tokens": 256, "micro_batch_rows": 2, "checkpoint_every": 3}
+    settings = {"shape": SHAPE, "steps": 9, "batch_tokens": 256, "micro_batch_rows": 2, "checkpoint_every": 3}
     command = [sys.executable, "-c", PROGRAM, str(packed), str(tmp_path / "killed"), json.dumps(settings)]
     environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         for line in process.stdout:
-            if int(line) >= 4:
+            if int(line) >= 6:  # the checkpoint of update 3 was on disk before that of 6 was begun
                 process.kill()
                 break
     assert process.returncode == -signal.SIGKILL
@@ -128,7 +131,7 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(packed: Path, tmp_path: 
         train(packed, tmp_path / "straight", TrainConfig(**settings))  # type: ignore[arg-type]
     finally:
         torch.set_num_threads(before)
-    assert 3 <= result.resumed_from < 8
+    assert 3 <= result.resumed_from < 9
     assert_same_run(tmp_path / "straight", tmp_path / "killed")
 
 
@@ -145,7 +148,7 @@ def test_a_run_with_other_settings_is_not_resumed(packed: Path, tmp_path: Path) 
     train(packed, tmp_path / "run", SMALL)
     for changes, message in (
         ({"steps": 20}, "steps was 10, now 20"),
-        ({"learning_rate": 1e-3}, r"learning_rate was 0\.003, now 0\.001"),
+        ({"learning_rate": 1e-3}, r"learning_rate was 0\.006, now 0\.001"),
         ({"batch_tokens": 512}, "rows per step was 4, now 8"),
         ({"dtype": "bfloat16"}, "dtype was float32, now bfloat16"),
     ):

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmill.models.config import ModelConfig
+from seqmill.models.training.spread import part_of, whole
 from seqmill.models.transformer import Model
 
 OPTIMIZERS = ("adamw", "muon")
@@ -22,7 +23,8 @@ class Optimizer:
 
     Matrices decay, scales (1-D parameters) do not. Muon makes each update of a matrix orthogonal and scales it to the
     root mean square that AdamW's usually has (Moonlight, arXiv 2502.16982, section 2.2), so one learning rate serves
-    both. q, k and v share a matrix, and so do gate and up: each is made orthogonal by itself.
+    both. q, k and v share a matrix, and so do gate and up: each is made orthogonal by itself. Experts lie in one 3-D
+    parameter, [experts, outputs, inputs], and each is a matrix, or two, of its own; a router is a matrix like others.
     """
 
     def __init__(self, model: Model, kind: str, betas: tuple[float, float], weight_decay: float) -> None:
@@ -60,8 +62,13 @@ class Optimizer:
         }
         return of_adamw | {f"{name}.momentum": momentum for name, momentum in self._momenta.items()}
 
-    def restore(self, tensors: Mapping[str, Tensor], step: int) -> None:
-        """Put back what `tensors` gave after update `step`.
+    def restore(
+        self,
+        tensors: Mapping[str, Tensor],
+        step: int,
+        put: Callable[[Tensor, Tensor], object] = torch.Tensor.copy_,
+    ) -> None:
+        """Put back what `tensors` gave after update `step`; `put` fills its first argument with the second.
 
         Raises:
             KeyError: one is missing.
@@ -69,19 +76,20 @@ class Optimizer:
         for name, parameter in self._by_adamw.items():
             moments = {key: torch.empty_like(parameter, requires_grad=False) for key in _MOMENTS}
             for key, moment in moments.items():
-                moment.copy_(tensors[f"{name}.{key}"])
+                put(moment, tensors[f"{name}.{key}"])
             count = torch.tensor(float(step), dtype=torch.float32, device=parameter.device)
             self._adamw.state[parameter] = {"step": count, **moments}
         for name, momentum in self._momenta.items():
-            momentum.copy_(tensors[f"{name}.momentum"])
+            put(momentum, tensors[f"{name}.momentum"])
 
 
 def _is_matrix_of_layer(name: str, parameter: Tensor) -> bool:
-    return parameter.ndim == 2 and name.startswith("blocks.")
+    return parameter.ndim >= 2 and name.startswith("blocks.")
 
 
 def _parts_of(name: str, config: ModelConfig) -> list[int]:
-    """The rows of each matrix that lies in the parameter `name`; none for one that is a single matrix."""
+    """The rows of each matrix that lies in the parameter `name` (in each expert, where it has experts); none for one
+    that is a single matrix."""
     query, key = config.heads * config.head_dim, config.kv_heads * config.head_dim
     sizes = {"qkv": [query, key, key], "gate_up": [config.ffn_dim, config.ffn_dim]}
     return sizes.get(name.split(".")[-2], [])
@@ -94,27 +102,29 @@ def _muon_step(
     """Nesterov momentum, made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
     assert parameter.grad is not None
     momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-    update = parameter.grad.lerp(momentum, _MOMENTUM)
-    parameter.mul_(1 - rate * weight_decay)
-    for weight, part in zip(*(x.split(parts) if parts else (x,) for x in (parameter, update)), strict=True):
-        weight.add_(orthogonalise(part), alpha=-rate * 0.2 * math.sqrt(max(part.shape)))
+    update = whole(parameter.grad.lerp(momentum, _MOMENTUM))  # ranks that share a matrix all make it orthogonal
+    matrices = update.split(parts, dim=-2) if parts else [update]
+    made = [orthogonalise(matrix) * (0.2 * math.sqrt(max(matrix.shape[-2:]))) for matrix in matrices]
+    parameter.mul_(1 - rate * weight_decay).sub_(part_of(torch.cat(made, dim=-2), parameter), alpha=rate)
 
 
 def orthogonalise(matrix: Tensor) -> Tensor:
-    """A matrix with the same singular vectors whose singular values are all about 1, from 0.7 to 1.2.
+    """A matrix with the same singular vectors whose singular values are all about 1, from 0.7 to 1.2; or a stack of
+    such matrices [matrices, rows, columns].
 
     torch.optim.Muon multiplies in bfloat16 everywhere; processors without such a unit are a hundred times slower in
     it than in float32, which is used there.
     """
     x = matrix.bfloat16() if matrix.is_cuda else matrix.float()
-    is_tall = x.shape[0] > x.shape[1]
-    x = x.T if is_tall else x  # the smaller gram matrix
-    x = x / x.norm().clamp(min=1e-7)
+    is_tall = x.shape[-2] > x.shape[-1]
+    x = x.mT if is_tall else x  # the smaller gram matrix
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp(min=1e-7)
     first, third, fifth = _QUINTIC
+    add_product = torch.addmm if x.ndim == 2 else torch.baddbmm
     for _ in range(5):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=third, alpha=fifth), x, beta=first)
-    return (x.T if is_tall else x).to(matrix.dtype)
+        gram = x @ x.mT
+        x = add_product(x, add_product(gram, gram, gram, beta=third, alpha=fifth), x, beta=first)
+    return (x.mT if is_tall else x).to(matrix.dtype)
 
 
 def _cosine(progress: float, decay_share: float) -> float:

@@ -1,0 +1,1 @@
+"""Training on packed rows, by one process or by many."""

@@ -1,0 +1,148 @@
+"""A training run with every "auto" resolved, on the machine and the data that it found."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from seqmill.errors import UserError
+from seqmill.manifest import open_manifest
+from seqmill.models.attention import choose_backend
+from seqmill.models.checkpoint import DTYPES, require_device
+from seqmill.models.config import ModelConfig
+from seqmill.models.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
+from seqmill.models.training.ranks import Ranks
+
+if TYPE_CHECKING:
+    from seqmill.packing import BucketSchedule, StepPlan
+
+_MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}  # on a processor, activations that stay in its cache
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is trained on what, by one rank of a run."""
+
+    packed: Path
+    config: TrainConfig
+    model: ModelConfig
+    device: torch.device
+    dtype: torch.dtype  # of matrix products; weights and moments are float32
+    backend: str  # of attention
+    rows: int  # per update and over all ranks, where neither a schedule nor a plan tells
+    schedule: "BucketSchedule | None"  # the bucket of every update, for a folder with buckets
+    plan: "StepPlan | None"  # which rank takes which row of an update
+    micro_batch_tokens: int  # most tokens of one forward pass
+    fingerprint: str  # of the packed folder
+    ranks: Ranks
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the result, as JSON: a checkpoint resumes only into an equal one."""
+        settings = {name: value for name, value in asdict(self.config).items() if name not in MAY_CHANGE_ON_RESUME}
+        resolved = {
+            "betas": list(self.config.betas),
+            "learning_rate": self.config.peak_learning_rate,
+            "warmup_steps": self.config.warmup,
+            "dtype": str(self.dtype).removeprefix("torch."),
+            "rows per step": self.rows,
+            "packed data": self.fingerprint,
+        }
+        if self.schedule is not None:
+            resolved["bucket schedule"] = self.schedule.fingerprint
+        if self.plan is not None:
+            resolved["step plan"] = self.plan.hash
+        shape = {f"model {name}": value for name, value in self.model.to_json().items()}
+        return settings | resolved | shape
+
+    def how_it_runs(self) -> dict[str, Any]:
+        """What the result does not depend on, for the record."""
+        return {
+            "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
+            "attention": self.backend,
+            "micro_batch_tokens": self.micro_batch_tokens,
+            "parameters": self.model.parameters,
+            "ranks": self.ranks.size,
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+        }
+
+
+def choose_device(asked: str) -> str:
+    """ "cpu" or "cuda", for "auto" what torch sees.
+
+    Raises:
+        UserError: CUDA is asked for and not there.
+    """
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if asked == "auto" else asked
+    return require_device(chosen).type
+
+
+def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
+    """Read the packed folder's manifest and decide every "auto".
+
+    Raises:
+        UserError: the folder, the device or the plan is not there, or they do not fit each other.
+    """
+    if not packed.is_dir():
+        raise UserError(f"{packed} is no folder; name the --out of `seqmill pack`")
+    manifest = open_manifest(packed, "packed")
+    capacity, vocab_size = manifest["pack"]["capacity"], manifest["pack"]["vocab_size"]
+    kind = choose_device(config.device)
+    device = torch.device(kind, ranks.local_rank) if kind == "cuda" else torch.device(kind)
+    auto_dtype = "bfloat16" if kind == "cuda" else "float32"
+    dtype = DTYPES[auto_dtype if config.dtype == "auto" else config.dtype]
+    micro_rows = config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS[kind] // capacity)
+    return Job(
+        packed=packed,
+        config=config,
+        model=config.model_config(vocab_size),
+        device=device,
+        dtype=dtype,
+        backend=choose_backend(config.attention, device, dtype),
+        rows=max(1, config.batch_tokens // capacity),
+        schedule=_schedule(packed, manifest, config.batch_tokens),
+        plan=_plan(manifest, config),
+        micro_batch_tokens=micro_rows * capacity,
+        fingerprint=manifest["fingerprint"],
+        ranks=ranks,
+    )
+
+
+def _schedule(packed: Path, manifest: Mapping[str, Any], batch_tokens: int) -> "BucketSchedule | None":
+    """The schedule of a folder with buckets: its updates have room for as many tokens as are asked for."""
+    if "schedule" not in manifest:
+        return None
+    from seqmill.packing import load_schedule
+
+    schedule = load_schedule(packed / manifest["schedule"]["file"])
+    if schedule.settings.step_tokens != batch_tokens:
+        raise UserError(
+            f"batch_tokens = {batch_tokens}, but the schedule of {packed} deals out steps of "
+            f"{schedule.settings.step_tokens} tokens: train with batch_tokens = {schedule.settings.step_tokens}, or "
+            f"pack again with --step-tokens {batch_tokens}"
+        )
+    return schedule
+
+
+def _plan(manifest: Mapping[str, Any], config: TrainConfig) -> "StepPlan | None":
+    """The plan that the run is asked to follow: its updates have the rows that are asked for."""
+    if config.plan is None:
+        return None
+    from seqmill.packing import load_step_plan
+
+    plan = load_step_plan(Path(config.plan), manifest["fingerprint"])
+    room = plan.settings.rows_per_step * manifest["pack"]["capacity"]
+    if room != config.batch_tokens:
+        raise UserError(
+            f"batch_tokens = {config.batch_tokens}, but {config.plan} plans steps with room for {room} tokens "
+            f"({plan.settings.rows_per_step} rows); train with batch_tokens = {room}, or plan again with other --rows"
+        )
+    if (plan.group > 1).any():
+        raise UserError(
+            f"{config.plan} has ranks share rows (strategy groups), which the trainer cannot do; plan with another "
+            "strategy"
+        )
+    return plan

@@ -1,0 +1,278 @@
+"""Training on packed rows: exact loss, a checkpoint now and then, and the same result however often it is killed.
+
+    OUT/log.jsonl       one line per update (runlog)
+    OUT/train.json      the resolved settings
+    OUT/checkpoints/    the newest checkpoints (checkpoint)
+    OUT/tokenizer/      a copy of PACKED/tokenizer, where there is one, so that OUT alone can generate from text
+
+The loss of an update is the sum over all target tokens of its rows, divided once by their stored count: cutting the
+update into micro-batches, or sharing it out among ranks, changes memory and speed, never the mathematics. The first
+rank writes all files.
+"""
+
+import math
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from seqmill.errors import UserError
+from seqmill.models.checkpoint import (
+    CheckpointWriter,
+    TrainState,
+    load,
+    load_state,
+    newest_checkpoint,
+    remove_unfinished,
+    restore,
+    snapshot,
+)
+from seqmill.models.runlog import LOG, RepeatStepRecord, RunLog, StepRecord, cut_log
+from seqmill.models.training.config import TrainConfig
+from seqmill.models.training.gradients import PackedLoss, UpdateLoss, accumulate_gradients
+from seqmill.models.training.job import Job, choose_device, resolve
+from seqmill.models.training.optim import Optimizer, learning_rate
+from seqmill.models.training.ranks import joined_ranks
+from seqmill.models.training.spread import Spread, put, spread, whole
+from seqmill.models.transformer import Model
+from seqmill.storage import TEMPORARY_SUFFIX, write_json
+
+LAST_LOSSES = 10  # TrainResult.loss_last is the mean of so many
+
+Progress = Callable[[StepRecord], None]
+
+
+@dataclass(frozen=True)
+class TrainResult:
+    """What a finished run came to."""
+
+    steps: int  # updates, earlier processes included
+    loss_first: float  # nats per target of update 1
+    loss_last: float  # mean over the last 10 updates
+    tokens_seen: int  # targets, earlier processes included
+    seconds: float  # of this process
+    parameters: int  # of the model
+    device: str  # "cpu" or "cuda"
+    backend: str  # attention that ran
+    resumed_from: int  # updates that earlier processes had done
+
+
+@dataclass(frozen=True)
+class _Run:
+    """What the updates of a run change."""
+
+    job: Job
+    model: Model
+    loss: Spread  # of a PackedLoss of the model
+    optimizer: Optimizer
+    dataset: Any  # PackedDataset
+
+
+def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Progress | None = None) -> TrainResult:
+    """Train a model on the packed rows in `packed`, or go on where an earlier call with the same arguments stopped.
+
+    Processes that torchrun or Ray Train has started call this alike, and train together. How many they are may be
+    another number after a stop, except with a plan.
+
+    Args:
+        packed: a folder that `seqmill pack` wrote. One with buckets is read by its schedule, a bucket an update.
+        out: the run's folder; `load(out)` reads the result.
+        progress: is told every update as it is logged, by the first rank.
+
+    Raises:
+        UserError: the data or the device is not there, `out` holds a run with other settings, or the loss is no longer
+            a finite number.
+    """
+    packed, out, began = Path(packed), Path(out), time.perf_counter()
+    with joined_ranks(choose_device(config.device)) as ranks:
+        job = resolve(packed, config, ranks)
+        if ranks.is_first:
+            remove_unfinished(out)
+        run, start = _begin(out, job)
+        if ranks.is_first:
+            if start.step < config.steps:
+                _copy_tokenizer(packed, out)
+                settings = {"identity": job.identity, "asked": asdict(config), "runs": job.how_it_runs()}
+                write_json(out / "train.json", settings)
+            cut_log(out / LOG, start.step)
+        end = _train_on(out, run, start, began, progress if ranks.is_first else None)
+    return TrainResult(
+        steps=end.step,
+        loss_first=end.loss_first,
+        loss_last=math.fsum(end.recent_losses) / len(end.recent_losses),
+        tokens_seen=end.tokens,
+        seconds=time.perf_counter() - began,
+        parameters=job.model.parameters,
+        device=job.device.type,
+        backend=job.backend,
+        resumed_from=start.step,
+    )
+
+
+def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
+    """The model, optimizer and data of a run as its newest checkpoint has them, or as a new run begins."""
+    from seqmill.packing import PackedDataset  # here, so that generating needs no reader of packed rows
+
+    config = job.config
+    dataset = PackedDataset(
+        job.packed,
+        batch_rows=None if job.plan else job.rows,
+        seed=config.seed,
+        rank=job.ranks.rank,
+        world_size=job.ranks.size,
+        epochs=None,
+        schedule=job.schedule,
+        plan=job.plan,
+        normalisation=config.normalisation,
+    )
+    checkpoint = newest_checkpoint(out)
+    start = TrainState(0, 0, math.nan, (), dataset.state_dict(), job.identity)
+    if checkpoint is not None:
+        start = load_state(checkpoint)
+        _check_same_run(start.identity, job.identity, checkpoint)
+    dataset.load_state_dict(dict(start.loader))
+    model = _first_weights(job).to(job.device)
+    loss = spread(PackedLoss(model, job.dtype, job.backend), model.blocks, config.parallel, job.ranks)
+    optimizer = Optimizer(model, config.optimizer, config.betas, config.weight_decay)
+    if checkpoint is not None:
+        restore(checkpoint, model, optimizer, start.step, put)
+    return _Run(job, model, loss, optimizer, dataset), start
+
+
+def _first_weights(job: Job) -> Model:
+    """Random weights, or those that the run is to begin with.
+
+    Raises:
+        UserError: these are of a model of another shape.
+    """
+    if job.config.init is None:
+        return Model(job.model, job.config.seed)
+    model = load(job.config.init)
+    if model.config != job.model:
+        asked, found = job.model.to_json(), model.config.to_json()
+        other = [f"{name} {found.get(name)}, not {asked.get(name)}" for name in asked if asked[name] != found.get(name)]
+        raise UserError(
+            f"init = {job.config.init}: its model has {', '.join(other)}; choose the model and shape that it has, or "
+            "data with its vocabulary"
+        )
+    return model.float().train().requires_grad_(True)
+
+
+def _check_same_run(was: Mapping[str, Any], asked: Mapping[str, Any], checkpoint: Path) -> None:
+    """Whether a checkpoint is of this very run.
+
+    Raises:
+        UserError: it is not.
+    """
+    changed = [
+        f"{name} was {was.get(name)}, now {asked.get(name)}"
+        for name in sorted(set(asked) | set(was))
+        if asked.get(name) != was.get(name)
+    ]
+    if changed:
+        raise UserError(
+            f"{checkpoint} belongs to a run with other settings ({'; '.join(changed)}), and going on from it would "
+            "give neither run's result (the schedule of the rate depends on steps); run with the old settings or "
+            "choose another --out"
+        )
+
+
+def _copy_tokenizer(packed: Path, out: Path) -> None:
+    source, final = packed / "tokenizer", out / "tokenizer"
+    if not source.is_dir() or final.exists():
+        return
+    temporary = final.with_name(f"{final.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
+    shutil.copytree(source, temporary, dirs_exist_ok=True)
+    os.replace(temporary, final)
+
+
+def _train_on(out: Path, run: _Run, start: TrainState, began: float, progress: Progress | None) -> TrainState:
+    """Do the updates after `start` and return the state after the last."""
+    state = start
+    config, is_first = run.job.config, run.job.ranks.is_first
+    with RunLog(out if is_first else None) as log, CheckpointWriter(out, config.keep_last) as writer:
+        for state, record in _updates(run, start, began):
+            log.write(record)
+            if state.step % config.checkpoint_every == 0 or state.step == config.steps:
+                tensors = snapshot(run.model, run.optimizer, whole)  # by all ranks: each may hold a part
+                log.sync()  # a checkpoint's updates are in the log, whatever happens next
+                if is_first:
+                    writer.save(run.job.model, tensors, state)
+            if progress:
+                progress(record)
+    return state
+
+
+def _updates(run: _Run, state: TrainState, began: float) -> Iterator[tuple[TrainState, StepRecord]]:
+    """Make one update after the other; give the state after each and its line of the log."""
+    batches = iter(run.dataset)
+    while state.step < run.job.config.steps:
+        step, batch = state.step + 1, next(batches)
+        rate = _rate_of(run.job.config, step)
+        found, norm = _update(run, rate, batch, step)
+        tokens = state.tokens + int(batch["global_loss_tokens"])
+        loss = found.mean
+        state = TrainState(
+            step=step,
+            tokens=tokens,
+            loss_first=loss if step == 1 else state.loss_first,
+            recent_losses=(*state.recent_losses, loss)[-LAST_LOSSES:],
+            loader=run.dataset.state_dict(),
+            identity=state.identity,
+        )
+        record = StepRecord(step, loss, tokens, time.perf_counter() - began, rate, norm)
+        if "is_repeat" in batch:
+            record = RepeatStepRecord(**asdict(record), **_mean_losses(found))
+        yield state, record
+
+
+def _rate_of(config: TrainConfig, step: int) -> float:
+    shape = (config.min_lr_ratio, config.schedule, config.decay_share)
+    return learning_rate(step, config.steps, config.warmup, config.peak_learning_rate, *shape)
+
+
+def _update(run: _Run, rate: float, batch: Mapping[str, Any], step: int) -> tuple[UpdateLoss, float]:
+    """One update of the weights.
+
+    Returns:
+        The loss over all ranks, and the gradient's norm before clipping.
+    """
+    job = run.job
+    _check_ids(job, batch, step)
+    found = accumulate_gradients(run.loss, batch, job.device, job.micro_batch_tokens)
+    norm = float(whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), job.config.grad_clip)))
+    if not all(map(math.isfinite, (found.objective, norm))):
+        raise UserError(
+            f"update {step}: the loss is {found.objective} and the gradient's norm {norm}, which no further update can "
+            f"repair; its rows{job.ranks.among} have the ids {_name_rows(batch)}. Look at these rows, or lower "
+            "learning_rate or raise warmup_steps and train into another --out"
+        )
+    run.optimizer.step(rate)
+    return found, norm
+
+
+def _mean_losses(found: UpdateLoss) -> dict[str, Any]:
+    """The fields that a RepeatStepRecord has besides those of a StepRecord."""
+    entries: dict[str, Any] = {}
+    for name, total, count in zip(("unique", "repeat"), found.nats, found.targets, strict=True):
+        entries |= {f"loss_{name}": total / count if count else None, f"targets_{name}": count}
+    return entries
+
+
+def _check_ids(job: Job, batch: Mapping[str, Any], step: int) -> None:
+    largest = int(batch["input_ids"].max()) if len(batch["input_ids"]) else 0
+    if largest >= job.model.vocab_size:
+        raise UserError(
+            f"update {step}: rows {_name_rows(batch)} hold the id {largest}, but the packed folder's vocabulary has "
+            f"{job.model.vocab_size} ids; pack again with the tokenizer that made these ids"
+        )
+
+
+def _name_rows(batch: Mapping[str, Any]) -> str:
+    rows = batch["row_ids"].tolist()
+    return ", ".join(map(str, rows[:8])) + (f" and {len(rows) - 8} more" if len(rows) > 8 else "")

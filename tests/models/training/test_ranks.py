@@ -1,0 +1,130 @@
+"""Several ranks on gloo make the update that one rank makes, and go on where another number of ranks stopped."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from seqmill.errors import UserError
+from seqmill.models import TrainConfig, train
+from seqmill.models.checkpoint import newest_checkpoint
+from seqmill.models.training.ranks import ALONE
+from seqmill.packing import PackedDataset, PlanSettings, plan_steps, read_row_sizes, save_step_plan
+from seqmill.packing.costs import CostModel
+
+from .rank_worker import RUNS, SMALL, gradients
+
+WORKER = Path(__file__).with_name("rank_worker.py")
+
+
+def settings_of(name: str) -> TrainConfig:
+    return TrainConfig(**RUNS[name])  # type: ignore[arg-type]
+
+
+def log_of(out: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (out / "log.jsonl").read_text().splitlines()]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory, pack_to: Any) -> Path:
+    rng = np.random.default_rng(0)
+    documents = [rng.integers(0, 100, length) for length in rng.integers(2, 60, size=60)]
+    return pack_to(tmp_path_factory.mktemp("ranks") / "packed", documents)
+
+
+def begin_alone(packed: Path, out: Path, name: str) -> None:
+    """Leave the checkpoint of update 3."""
+
+    class Stopped(Exception):  # noqa: N818 (it stands for a kill, not for an error)
+        pass
+
+    def stop(record: Any) -> None:
+        if record.step == 4:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        train(packed, out / name, settings_of(name), stop)
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+def together(request: pytest.FixtureRequest, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What so many ranks made of everything in rank_worker."""
+    ranks, out = request.param, tmp_path_factory.mktemp("together")
+    for name in ("resumed-ddp", "resumed-fsdp"):
+        begin_alone(packed, out, name)
+    sizes, settings = read_row_sizes(packed), PlanSettings(ranks, rows=2)
+    plan = plan_steps(
+        sizes, CostModel(1.0, 64.0, 0.0, 0.0, "FLOP"), settings, PackedDataset(packed).state_dict()["fingerprint"]
+    )
+    save_step_plan(out / f"plan-{ranks}.arrow", plan)
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    subprocess.run([*torchrun, str(WORKER), str(packed), str(out)], env=environment, check=True)
+    return out
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_gradients_are_those_of_one_rank(together: Path, packed: Path, parallel: str) -> None:
+    found = load_file(together / f"gradients-{parallel}.safetensors")
+    expected = gradients(packed, parallel, ALONE)
+    assert found.keys() == expected.keys()
+    for name, gradient in expected.items():
+        assert (found[name] - gradient).abs().max() <= 2e-6 * gradient.abs().max() > 0, name
+
+
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "odd", "muon"])
+def test_runs_take_the_updates_of_one_rank(together: Path, packed: Path, tmp_path: Path, name: str) -> None:
+    train(packed, tmp_path / name, settings_of(name))
+    for line, expected in zip(log_of(together / name), log_of(tmp_path / name), strict=True):
+        assert (line["step"], line["tokens"], line["lr"]) == (expected["step"], expected["tokens"], expected["lr"])
+        assert line["loss"] == pytest.approx(expected["loss"], rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(expected["grad_norm"], rel=1e-3)
+    one, other = (newest_checkpoint(out / name) for out in (together, tmp_path))
+    assert one is not None
+    assert other is not None
+    weights, expected_weights = (load_file(folder / "model.safetensors") for folder in (one, other))
+    for parameter, weight in expected_weights.items():
+        torch.testing.assert_close(
+            weights[parameter], weight, rtol=0, atol=2e-3
+        )  # Adam makes much of roundings at first
+    states = [json.loads((folder / "state.json").read_text()) for folder in (one, other)]
+    assert states[0]["loader"] == states[1]["loader"]
+
+
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_another_number_of_ranks_goes_on_in_the_same_row_order(
+    together: Path, packed: Path, tmp_path: Path, parallel: str
+) -> None:
+    """One rank began, several went on; then one goes on from their checkpoint."""
+    straight, resumed = log_of(together / parallel), log_of(together / f"resumed-{parallel}")
+    assert [line["tokens"] for line in resumed] == [line["tokens"] for line in straight]
+    assert [line["loss"] for line in resumed] == pytest.approx([line["loss"] for line in straight], rel=1e-5)
+    back = shutil.copytree(together / parallel, tmp_path / "back")
+    shutil.rmtree(back / "checkpoints" / "step-00000006")
+    assert train(packed, back, settings_of(parallel)).resumed_from == 3
+    assert [line["tokens"] for line in log_of(back)] == [line["tokens"] for line in straight]
+    assert log_of(back)[-1]["loss"] == pytest.approx(straight[-1]["loss"], rel=1e-5)
+
+
+def test_a_plan_deals_out_every_row_once_an_epoch(together: Path, packed: Path) -> None:
+    steps = len(log_of(together / "planned"))
+    assert steps == SMALL["steps"]
+    asked = json.loads((together / "planned" / "train.json").read_text())["identity"]
+    assert len(asked["step plan"]) == 32
+
+
+def test_a_plan_for_other_ranks_or_rows_is_refused(together: Path, packed: Path, tmp_path: Path) -> None:
+    (plan,) = together.glob("plan-*.arrow")
+    with pytest.raises(UserError, match=r"batch_tokens = 320, but .* plans steps with room for \d+ tokens"):
+        train(packed, tmp_path / "run", TrainConfig(**{**SMALL, "plan": str(plan)}))
+    room = 128 * int(plan.stem.split("-")[1])
+    with pytest.raises(UserError, match=r"shares out rows among \d ranks, world_size is 1"):
+        train(packed, tmp_path / "run", TrainConfig(**{**SMALL, "batch_tokens": room, "plan": str(plan)}))
