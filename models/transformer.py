@@ -82,7 +82,7 @@ class Block(nn.Module):
         return self.add_attended(x_TD, attention(self.layer, *self.project(x_TD, rotary)))
 
     def project(self, x_TD: Tensor, rotary: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, Tensor]:
-        """q_THE, k_TKE, v_TKE of tokens; each token's depend on nothing but itself."""
+        """q_THE, k_TKE, v_TKE, token by token."""
         qkv = self.qkv(self.attention_norm(x_TD)).unflatten(-1, (-1, self.head_dim))
         q_THE, k_TKE, v_TKE = qkv.split(self.heads, dim=1)
         q_THE, k_TKE = self.q_norm(q_THE), self.k_norm(k_TKE)
@@ -163,13 +163,14 @@ class Model(nn.Module):
             attention: in place of the backend's, for tokens whose documents lie on other ranks too.
 
         Raises:
-            UserError: the memory settings are impossible on this device.
+            UserError: this model or its device cannot do what `memory` asks for.
         """
 
         def attention_within(documents: Segments) -> LayerAttention:
             return packed_attention(documents, backend, self.config)
 
-        run_layer = layer_memory(memory, segments, attention_within, self.device)
+        memory.require_possible(self.device, layer_patterns(self.config))
+        run_layer = layer_memory(memory, segments, attention_within)
         return self.hidden(input_ids_T, position_ids_T, attention or attention_within(segments), run_layer)
 
     def hidden(

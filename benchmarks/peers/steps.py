@@ -11,6 +11,7 @@ environment, so this file uses torch and the standard library only.
 """
 
 import contextlib
+import ctypes
 import json
 import resource
 import sys
@@ -27,11 +28,13 @@ Loss = Callable[[torch.Tensor], torch.Tensor]  # int64[tokens] of one document -
 Variant = Callable[[Shape, torch.device], Loss]  # builds the model
 
 WARM_UP_TOKENS = 256
+M_MMAP_THRESHOLD, MIB = -3, 1 << 20  # of mallopt(3)
 
 
 def main(package: str, variants: Mapping[str, Variant]) -> None:
     """Do the task that the command line names; a variant makes of shape and device what runs a forward pass."""
     task, out, *rest = sys.argv[1:]
+    _give_memory_back()
     answer: dict[str, Any] = {"version": version(package)}
     if task == "describe":
         answer["variants"] = list(variants)
@@ -59,6 +62,13 @@ def peak_bytes(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     kib_or_bytes = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return kib_or_bytes if sys.platform == "darwin" else kib_or_bytes * 1024
+
+
+def _give_memory_back() -> None:
+    """Have glibc give what is freed back at once, as long as it is 1 MiB or more. By default it keeps the more of it
+    the more has been freed, and the peak would tell of its habits instead of the tensors."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, MIB)
 
 
 def _step(loss_of: Loss, ids: torch.Tensor) -> float:

@@ -5,7 +5,6 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from seqmill.models.attention import Segments
@@ -27,18 +26,13 @@ def layer_memory(
     settings: MemorySettings,
     segments: Segments,
     attention_within: Callable[[Segments], "LayerAttention"],
-    device: torch.device,
 ) -> LayerMemory | None:
     """How to run each layer of one row, or None for the plain layer.
 
     Args:
         segments: the documents of the row.
         attention_within: the model's attention for other documents than those, which a streamed layer needs.
-
-    Raises:
-        UserError: the settings are impossible on `device`.
     """
-    settings.require_possible_on(device)
     if settings == PLAIN:
         return None
     keeping = offloaded if settings.offload else nullcontext

@@ -1,10 +1,12 @@
 """How much of a layer is kept for its gradients: one frozen dataclass."""
 
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
 
 from seqmill.errors import UserError
+from seqmill.models.attention import FULL, Pattern
 
 CHECKPOINTS = ("none", "layer", "keep-attention")
 
@@ -47,16 +49,22 @@ class MemorySettings:
                 "checkpoint = 'layer', checkpoint = 'keep-attention' or stream_chunk as well"
             )
 
-    def require_possible_on(self, device: torch.device) -> None:
-        """Refuse what `device` cannot do.
+    def require_possible(self, device: torch.device, patterns: Collection[Pattern]) -> None:
+        """Refuse what a device, or a model whose layers see `patterns`, cannot do.
 
         Raises:
-            UserError: offload on a device whose memory is the host's.
+            UserError: offload on a device whose memory is the host's, or a streamed layer with a window.
         """
         if self.offload and device.type != "cuda":
             raise UserError(
                 f"offload = true moves tensors from a GPU to the host, and the model lies on {device.type}; train "
                 "with --device cuda or leave offload out"
+            )
+        windows = [pattern.window for pattern in patterns if pattern != FULL]
+        if self.stream_chunk and windows:
+            raise UserError(
+                f"stream_chunk = {self.stream_chunk}: a streamed layer attends to all of a document, and layers of "
+                f"this model see {windows[0]} tokens of it; use checkpoint = 'layer' with mlp_tile instead"
             )
 
 

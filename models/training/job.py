@@ -94,9 +94,9 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
     manifest = open_manifest(packed, "packed")
     capacity, vocab_size = manifest["pack"]["capacity"], manifest["pack"]["vocab_size"]
     model = config.model_config(vocab_size)
-    _check_together(config, model, ranks)
     kind = choose_device(config.device)
     device = torch.device(kind, ranks.local_rank) if kind == "cuda" else torch.device(kind)
+    _check_together(config, model, device, ranks)
     auto_dtype = "bfloat16" if kind == "cuda" else "float32"
     dtype = DTYPES[auto_dtype if config.dtype == "auto" else config.dtype]
     micro_rows = config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS[kind] // capacity)
@@ -116,7 +116,7 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
     )
 
 
-def _check_together(config: TrainConfig, model: ModelConfig, ranks: Ranks) -> None:
+def _check_together(config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks) -> None:
     """Whether settings that are possible alone are so together.
 
     Raises:
@@ -128,10 +128,10 @@ def _check_together(config: TrainConfig, model: ModelConfig, ranks: Ranks) -> No
             f"context_parallel = {context}, and {ranks.size} ranks cannot be divided into such groups; start a "
             f"multiple of {context} ranks, by torchrun or --workers"
         )
-    if model.window is not None and (memory.stream_chunk or (context > 1 and config.context_kind == "ring")):
+    memory.require_possible(device, layer_patterns(model))
+    if model.window is not None and context > 1 and config.context_kind == "ring":
         raise UserError(
-            "a model with a window, and memory.stream_chunk or context_kind = 'ring', which show tokens all of their "
-            "document; use memory.checkpoint, or context_kind = 'ulysses'"
+            "context_kind = 'ring' shows tokens all of their document, and the model has a window; use 'ulysses'"
         )
     if context > 1 and memory.stream_chunk:
         raise UserError(

@@ -20,6 +20,12 @@ LENGTHS = st.lists(st.one_of(st.just(1), st.integers(1, 40)), min_size=1, max_si
 LAYER, KEEP = MemorySettings(checkpoint="layer"), MemorySettings(checkpoint="keep-attention")
 STREAM = MemorySettings(stream_chunk=16)
 ALL = (LAYER, KEEP, MemorySettings(mlp_tile=7), MemorySettings(checkpoint="layer", mlp_tile=7), STREAM)
+KINDS = (
+    {"qk_norm": True},
+    {"kv_heads": 4},
+    {"nope_every": 2},
+    {"experts": 4, "experts_per_token": 2},
+)
 ATTENTION = "aten::_scaled_dot_product_flash_attention_for_cpu"
 
 
@@ -85,8 +91,8 @@ def test_tiles_and_chunks_change_rounding_alone(
         assert_close(gradients(model, lengths, memory), expected, relative)
 
 
-@pytest.mark.parametrize("changes", [{"qk_norm": True}, {"kv_heads": 4}], ids=str)
-def test_every_kind_of_layer_can_be_streamed(config: ModelConfig, changes: dict[str, bool]) -> None:
+@pytest.mark.parametrize("changes", KINDS, ids=str)
+def test_every_kind_of_layer_can_be_streamed(config: ModelConfig, changes: dict[str, int]) -> None:
     model = Model(dataclasses.replace(config, **changes), seed=1)  # type: ignore[arg-type]
     assert_close(gradients(model, [30, 70, 5], STREAM), gradients(model, [30, 70, 5], PLAIN), 1e-5)
 

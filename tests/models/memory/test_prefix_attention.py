@@ -9,10 +9,10 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from seqmill.models.attention import Segments
+from seqmill.models.attention import Segments, attend
 from seqmill.models.memory import prefix_attention
 from seqmill.models.memory.prefix_attention import attend_to_prefix, chunks_of
-from seqmill.models.transformer import LayerAttention, packed_attention
+from seqmill.models.transformer import LayerAttention
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 8
 LENGTHS = st.lists(st.one_of(st.just(1), st.integers(1, 40)), min_size=1, max_size=8)
@@ -49,8 +49,21 @@ def test_the_last_tokens_of_a_document_see_all_before_them(
         torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
+def test_the_last_tokens_see_all_before_them_on_a_gpu_too(dtype: torch.dtype, tolerance: float) -> None:
+    q, k, v = (x.cuda() for x in random_qkv(700, dtype))
+    inputs = [x.requires_grad_() for x in (q[:300].clone(), k, v)]
+    exact = [x.detach().double().cpu().requires_grad_() for x in inputs]
+    found, expected = attend_to_prefix(*inputs), softmax_attention(*exact)
+    torch.testing.assert_close(found.double().cpu(), expected, atol=tolerance, rtol=tolerance)
+    ours, theirs = (torch.autograd.grad(out.sum(), parts) for out, parts in ((found, inputs), (expected, exact)))
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one.double().cpu(), other, atol=10 * tolerance, rtol=10 * tolerance)
+
+
 def within(segments: Segments) -> LayerAttention:
-    return packed_attention(segments, "sdpa")
+    return lambda _layer, q_THE, k_TKE, v_TKE: attend(q_THE, k_TKE, v_TKE, segments, "sdpa")
 
 
 @settings(max_examples=60, deadline=None)

@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from seqmill.errors import UserError
+from seqmill.models.attention import FULL, Pattern
 from seqmill.models.memory import PLAIN, MemorySettings
 
 
@@ -26,7 +27,14 @@ def test_what_is_impossible_is_refused_with_the_way_out(values: dict[str, Any], 
 
 def test_offload_needs_a_device_with_memory_of_its_own() -> None:
     settings = MemorySettings(checkpoint="layer", offload=True)
-    settings.require_possible_on(torch.device("cuda"))
+    settings.require_possible(torch.device("cuda"), [FULL])
     with pytest.raises(UserError, match="the model lies on cpu; train with --device cuda or leave offload out"):
-        settings.require_possible_on(torch.device("cpu"))
-    PLAIN.require_possible_on(torch.device("cpu"))
+        settings.require_possible(torch.device("cpu"), [FULL])
+    PLAIN.require_possible(torch.device("cpu"), [FULL])
+
+
+def test_a_streamed_layer_has_no_window() -> None:
+    patterns = [FULL, Pattern(window=8, sinks=1)]
+    MemorySettings(checkpoint="layer").require_possible(torch.device("cpu"), patterns)
+    with pytest.raises(UserError, match="layers of this model see 8 tokens of it; use checkpoint = 'layer'"):
+        MemorySettings(stream_chunk=4).require_possible(torch.device("cpu"), patterns)
