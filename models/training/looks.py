@@ -43,7 +43,9 @@ class Looks:
         windows = EvaluationConfig(max_bytes=config.eval_bytes, context=manifest["pack"]["capacity"])
         sets = {}
         if config.eval_tokens is not None:
-            sets["holdout"] = HeldOut.open(config.eval_tokens, windows, manifest.get("tokenizer"))
+            sets["holdout"] = HeldOut.open(
+                config.eval_tokens, windows, manifest.get("tokenizer", {}).get("fingerprint")
+            )
         if config.traps is not None:
             every_trap = EvaluationConfig(context=windows.context)
             sets["traps"] = trap_groups(config.traps, _needed(tokenizer, "traps"), every_trap)
