@@ -150,7 +150,7 @@ def test_rows_are_read_one_by_one_within_the_limit(folder: Path, url: str, tmp_p
         assert rows.row(row)["input_ids"].tolist() == local.row(row)["input_ids"].tolist()
         assert used(tmp_path / "cache") <= max(sizes_of(folder))
     with pytest.raises(UserError, match=r"no room for memory://bucket/packed/part-0000.*this step needs \d+ bytes"):
-        rows.step(0, rows.rows, slice(0, rows.rows))
+        rows.read(np.arange(rows.rows), np.arange(rows.rows))
 
 
 def test_the_next_block_is_fetched_while_this_one_is_read(url: str, tmp_path: Path, fetches: Callable) -> None:
@@ -195,11 +195,11 @@ def test_workers_read_through_the_cache_of_their_parent(
 def test_workers_keep_within_the_limit_too(folder: Path, url: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"shuffle_shards": 2, "epochs": 2, "batch_rows": 6}
     dataset = PackedDataset(url, cache=tmp_path / "cache", cache_bytes=two_blocks(folder, 2), **options)
-    assert dataset._rows.cache
+    assert dataset._rows.shards.cache
     loader: Any = DataLoader(dataset, batch_size=None, num_workers=1)
     for batch, expected in zip(loader, PackedDataset(folder, **options), strict=True):
         assert batch["row_ids"].tolist() == expected["row_ids"].tolist()
-        with dataset._rows.cache._alone():  # nothing comes or goes
+        with dataset._rows.shards.cache._alone():  # nothing comes or goes
             assert used(tmp_path / "cache") <= two_blocks(folder, 2)
 
 
