@@ -133,7 +133,7 @@ class PackedDataset(StepDataset):
         self.schedule = schedule
         if schedule is not None:
             _check_schedule(schedule, self._rows, world_size)
-        self.plan = load_step_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+        self.plan = load_step_plan(plan) if isinstance(plan, str | Path) else plan
         if self.plan is not None:
             _check_alone(batch_rows=batch_rows, schedule=schedule, shuffle_shards=shuffle_shards)
             check_plan(self.plan, self._rows.fingerprint, self._rows.rows, world_size, self.path)

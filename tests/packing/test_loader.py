@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from damage import flip_token
 from seqmill.errors import UserError
 from seqmill.packing import Loader, MixedDataset, PackedDataset, PackedRows
 from seqmill.packing.cache import RemoteFolder
 from seqmill.packing.loader import _ReadAhead, _Runs
-from seqmill.storage import read_arrow
 
 LENGTHS = np.random.default_rng(3).integers(1, 40, 60).tolist()
 pytestmark = pytest.mark.filterwarnings("ignore:This DataLoader will create")  # fewer cores than workers
@@ -88,16 +88,6 @@ def test_a_new_iterator_ends_the_one_before(folder: Path) -> None:
         next(first)
 
 
-def damage(folder: Path, shard: str, row: int) -> int:
-    """Flip a bit of a row's tokens; the row's id."""
-    path = folder / shard
-    target = read_arrow(path).to_pylist()[row]
-    content = bytearray(path.read_bytes())
-    content[content.index(np.array(target["input_ids"], np.uint16).tobytes())] ^= 1
-    path.write_bytes(content)
-    return target["row_id"]
-
-
 def test_workers_check_hashes_and_name_the_row_behind_all_batches_before_it(
     pack: Callable, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -108,7 +98,7 @@ def test_workers_check_hashes_and_name_the_row_behind_all_batches_before_it(
         verify(self, row_ids)
 
     monkeypatch.setattr(PackedRows, "verify", elsewhere)
-    row = damage(folder, "part-00001.arrow", 2)
+    row = flip_token(folder / "part-00001.arrow", 2)
     order = rows_of(PackedDataset(folder, batch_rows=2))
     sound = next(number for number, rows in enumerate(order) if row in rows)
     batches = iter(Loader(PackedDataset(folder, batch_rows=2, verify=True), 1))
