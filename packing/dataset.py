@@ -224,6 +224,8 @@ class PackedDataset(StepDataset):
             planned = self._order.rows(epoch, within, self.rank)
             return planned.mine, planned.all, planned
         all_rows = self._order.rows(epoch, within)
+        if self.world_size == 1:
+            return all_rows, all_rows, None
         begin, end = (len(all_rows) * rank // self.world_size for rank in (self.rank, self.rank + 1))
         return all_rows[begin:end], all_rows, None
 
@@ -356,7 +358,7 @@ def join_rows(rows: list[Batch]) -> Batch:
 
 
 def _batch(step: Step) -> Batch:
-    input_ids, targets, position_ids = torch.from_numpy(step.ids_targets_positions).unbind()
+    input_ids, targets, position_ids = map(torch.from_numpy, step.ids_targets_positions)  # quicker than `unbind`
     batch = {
         "input_ids": input_ids,
         "targets": targets,

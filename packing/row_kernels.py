@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 from numba import carray, njit
 
-from seqmill.packing.addresses import pointer, read_bit
+from seqmill.packing.addresses import pointer, prefetch, read_bit
 from seqmill.packing.row_table import (
     CU,
     CU_COUNT,
@@ -28,6 +28,8 @@ from seqmill.packing.schema import NO_NEXT
 
 IGNORED = -100  # target of a token without one: what torch's cross entropy leaves out
 _PAGE = 4096  # bytes of memory that are read from disk together, at least
+_LINE = 64  # bytes of memory that come into a cache together
+_AHEAD = 8  # rows that are on their way while one is copied
 PAGE = 4096  # bytes; the smallest pages of any system we know
 
 Int64s = npt.NDArray[np.int64]
@@ -78,7 +80,11 @@ def fill(
     input_ids, targets, positions = block[0], block[1], block[2]
     base = segment_base = 0
     cu_seqlens[0] = row_bounds[0] = 0
+    for row in row_ids[:_AHEAD]:
+        _prefetch_row(directory, table, row, sample.itemsize)
     for number in range(row_ids.size):
+        if number + _AHEAD < row_ids.size:
+            _prefetch_row(directory, table, row_ids[number + _AHEAD], sample.itemsize)
         row = row_ids[number]
         batch, within = locate(directory, table, row)
         begin, end = list_range(table, batch, IDS_OFFSETS, within, table[batch, IDS_COUNT])
@@ -106,6 +112,22 @@ def fill(
         segment_base += count
         row_bounds[number + 1] = base
     return -1
+
+
+@njit(cache=True, nogil=True)
+def _prefetch_row(directory: Int64s, table: Int64s, row: int, itemsize: int) -> None:
+    """Have the begins of a mapped row's lists on their way while other rows are copied: rows lie anywhere, and half of
+    the time would go into waiting for memory. The processor fetches the rest of a list by itself."""
+    batch, within = locate(directory, table, row)
+    begin, end = list_range(table, batch, IDS_OFFSETS, within, table[batch, IDS_COUNT])
+    first = table[batch, IDS] + begin * itemsize
+    for address in range(first, min(first + _PAGE, table[batch, IDS] + end * itemsize), _LINE):
+        prefetch(address)
+    begin, _ = list_range(table, batch, CU_OFFSETS, within, table[batch, CU_COUNT])
+    prefetch(table[batch, CU] + 4 * begin)
+    begin, _ = list_range(table, batch, NEXT_OFFSETS, within, table[batch, NEXT_COUNT])
+    prefetch(table[batch, NEXT] + 4 * begin)
+    prefetch(table[batch, POSITIONS] + 4 * begin)
 
 
 @njit(cache=True, nogil=True)
