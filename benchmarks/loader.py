@@ -1,7 +1,7 @@
 """Reading packed rows as torch batches beside other loaders: the same tokens, 8 rows of 2048 a batch, int64 tensors.
 
     one-process   M tokens per second of whole passes over the shuffled rows, without worker processes
-    one-worker    the same with one worker process of torch's DataLoader
+    one-worker    the same with one worker process, of torch's DataLoader or of the system's own loader
     resume        seconds from opening the data in a new process to the first batch at global step 1,000,000
 
 Tokens are random, in documents of lognormal lengths. Ours are packed as always; peers get them one after the other in

@@ -15,10 +15,10 @@ a finished folder. `plan_steps` shares out the finished rows among ranks by what
     for batch in seqmill.packing.PackedDataset("packed", batch_rows=8):
         ...
 
-`MixedDataset` reads several folders in exact proportions, and `COLLATORS` has what makes batches into the arguments of
-varlen attention, FlexAttention and transformers.
+`MixedDataset` reads several folders in exact proportions, `Loader` reads ahead in worker processes, and `COLLATORS` has
+what makes batches into the arguments of varlen attention, FlexAttention and transformers.
 
-Importing this package does not import torch; `PackedDataset`, `MixedDataset` and `COLLATORS` do, when first used.
+Importing this package does not import torch; datasets, `Loader` and `COLLATORS` do, when first used.
 """
 
 from importlib import import_module
@@ -41,6 +41,7 @@ from seqmill.packing.write import write_rows
 if TYPE_CHECKING:
     from seqmill.packing.collate import COLLATORS
     from seqmill.packing.dataset import PackedDataset, PackedRowDataset, join_rows
+    from seqmill.packing.loader import Loader
     from seqmill.packing.mixture import MixedDataset
 
 __all__ = [
@@ -48,6 +49,7 @@ __all__ = [
     "BucketSchedule",
     "Buckets",
     "CostModel",
+    "Loader",
     "MixedDataset",
     "PackPlan",
     "PackedDataset",
@@ -86,6 +88,7 @@ __all__ = [
 
 _NEED_TORCH = {  # and their modules
     "COLLATORS": "collate",
+    "Loader": "loader",
     "MixedDataset": "mixture",
     "PackedDataset": "dataset",
     "PackedRowDataset": "dataset",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+from llvmlite import ir
 from numba import carray, njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
@@ -25,6 +26,23 @@ def pointer(typing_context: Any, address: Any) -> Any:
         return builder.inttoptr(arguments[0], cgutils.voidptr_t)
 
     return types.voidptr(address), build
+
+
+@intrinsic
+def prefetch(typing_context: Any, address: Any) -> Any:
+    """Have the cache line at an int64 address on its way into the processor's caches; any address does no harm."""
+    del typing_context
+
+    def build(context: Any, builder: Any, signature: Any, arguments: Any) -> Any:
+        del signature
+        place, number = cgutils.voidptr_t, ir.IntType(32)
+        function = ir.FunctionType(ir.VoidType(), [place, number, number, number])
+        called = builder.module.declare_intrinsic("llvm.prefetch", [place], function)
+        read, keep, data = number(0), number(3), number(1)
+        builder.call(called, [builder.inttoptr(arguments[0], place), read, keep, data])
+        return context.get_dummy_value()
+
+    return types.void(address), build
 
 
 def address_of(array: pa.Array) -> int:

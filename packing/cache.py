@@ -22,9 +22,11 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import pyarrow as pa
+
 from seqmill.errors import UserError, as_user_error
 from seqmill.manifest import MANIFEST, check_manifest
-from seqmill.storage import TEMPORARY_SUFFIX, hash_file
+from seqmill.storage import TEMPORARY_SUFFIX, hash_file, read_arrow
 
 ATTEMPTS: Final = 4  # to fetch a shard
 PAUSE: Final = 0.25  # seconds before the second attempt, doubled for each further one
@@ -114,21 +116,11 @@ class RemoteFolder:
 
     def fetch(self, name: str, path: Path) -> None:
         """Copy the file `name` to `path`."""
-        filesystem, folder = self._open()
+        filesystem, folder = _open_url(self.url)
         filesystem.get_file(f"{folder}/{name}", str(path))
 
-    def _open(self) -> tuple[Any, str]:
-        """File system and path; fsspec keeps the connections, each process its own."""
-        from fsspec.core import url_to_fs  # here, so that reading local rows needs no more than numpy and pyarrow
-
-        try:
-            filesystem, path = url_to_fs(self.url)
-        except (ImportError, ValueError) as error:
-            raise UserError(f"cannot open {self.url}: {error}") from error
-        return filesystem, path.rstrip("/")
-
     def _read_manifest(self, kind: str) -> dict[str, Any]:
-        filesystem, folder = self._open()
+        filesystem, folder = _open_url(self.url)
         where = f"{self.url}/{MANIFEST}"
         try:
             manifest: dict[str, Any] = json.loads(_retried(lambda: filesystem.cat_file(f"{folder}/{MANIFEST}"), where))
@@ -143,6 +135,35 @@ class RemoteFolder:
             if not re.fullmatch("[0-9a-f]{32}", file["xxh3_128"]):
                 raise UserError(f"{where}: {file['name']} has no hash of 32 hex digits; copy the folder again")
         return manifest
+
+
+def _open_url(url: str) -> tuple[Any, str]:
+    """File system and path of a folder; fsspec keeps the connections, each process its own."""
+    from fsspec.core import url_to_fs  # here, so that reading local rows needs no more than numpy and pyarrow
+
+    try:
+        filesystem, path = url_to_fs(url)
+    except (ImportError, ValueError) as error:
+        raise UserError(f"cannot open {url}: {error}") from error
+    return filesystem, path.rstrip("/")
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """A small Arrow stream: mapped from a path, or fetched whole from a URL.
+
+    Raises:
+        UserError: there is none, or it is damaged.
+    """
+    if "://" not in str(path):
+        return read_arrow(Path(path))
+    folder, _, name = str(path).rpartition("/")
+    filesystem, inside = _open_url(folder)
+    try:
+        return pa.ipc.open_stream(_retried(lambda: filesystem.cat_file(f"{inside}/{name}"), str(path))).read_all()
+    except FileNotFoundError as error:
+        raise UserError(f"there is no file {path}; copy its folder again") from error
+    except pa.ArrowInvalid as error:
+        raise UserError(f"cannot read {path} as an Arrow stream ({error}); copy it again") from error
 
 
 class ShardCache:

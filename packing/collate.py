@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from seqmill.errors import UserError
-from seqmill.packing.rows import IGNORED
+from seqmill.packing.row_kernels import IGNORED
 
 if TYPE_CHECKING:
     from torch.nn.attention.flex_attention import BlockMask

@@ -22,8 +22,9 @@ from numba import njit
 
 from seqmill.errors import UserError
 from seqmill.packing.buckets import Buckets
+from seqmill.packing.cache import read_table
 from seqmill.packing.permutation import keyed_number, round_keys
-from seqmill.storage import fingerprint, read_arrow, read_metadata, with_metadata, write_arrow
+from seqmill.storage import fingerprint, read_metadata, with_metadata, write_arrow
 
 CURRICULA: Final = ("uniform", "grow-linear", "grow-p2", "natural")
 SCHEDULE: Final = "schedule.arrow"  # in a packed folder with buckets
@@ -160,13 +161,16 @@ def save_schedule(path: Path, schedule: BucketSchedule) -> None:
     write_arrow(path, schema, [pa.record_batch(columns, schema=schema)])
 
 
-def load_schedule(path: Path) -> BucketSchedule:
-    """Map a schedule that `save_schedule` wrote; its arrays are read-only views of the file.
+def load_schedule(path: str | Path) -> BucketSchedule:
+    """Read a schedule that `save_schedule` wrote; its arrays are read-only.
+
+    Args:
+        path: of the file, or a URL that fsspec can open.
 
     Raises:
         UserError: the file is damaged or holds something else.
     """
-    table = read_arrow(path)
+    table = read_table(path)
     metadata = read_metadata(table.schema)
     if metadata.get("kind") != "schedule" or table.column(0).num_chunks != 1:
         found = metadata.get("kind", "something else")

@@ -2,41 +2,37 @@
 
 The global order comes first: the rows of global step t over all ranks (seqmill.packing.order: a keyed permutation
 without a table, in blocks of shards where these are far away, or a plan). Only then is a step divided: rank r reads a
-contiguous part of it, or what the plan says; worker w of n reads steps w, w + n, ... of its rank. A position is
-therefore one integer, the global step, and means the same for any number of ranks and workers.
+contiguous part of it, or what the plan says. A position is therefore one integer, the global step, and means the same
+for any number of ranks and workers (seqmill.packing.steps).
 
 All ranks draw from the same block of shards, so that each knows the targets of the others' rows. The price: every
 machine reads every shard once per epoch.
 """
 
 import json
-import os
-from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
-import numpy.typing as npt
 import torch
-from torch.utils.data import Dataset, IterableDataset, get_worker_info
+from torch.utils.data import Dataset
 
 from seqmill.errors import UserError
 from seqmill.packing.buckets import Buckets
 from seqmill.packing.curriculum import BucketSchedule
-from seqmill.packing.handover import StepBatch, register
 from seqmill.packing.loss_weights import TOKEN_MEAN, check_normalisation, segment_weights, total_weight
 from seqmill.packing.order import PlannedOrder, PlannedRows, ShuffledOrder, Use, check_plan
+from seqmill.packing.row_table import Int64s
 from seqmill.packing.rows import PackedRows, Step
 from seqmill.packing.step_plan import StepPlan, load_step_plan
+from seqmill.packing.steps import Batch, StepDataset
 
 BATCH_ROWS = 8  # rows per global step, where nothing else tells
-_STEPS_AHEAD = 2  # that every worker of a DataLoader may have made before they are asked for: its prefetch_factor
 
-Batch = dict[str, Any]
-Int64s = npt.NDArray[np.int64]
+_Count = TypeVar("_Count", int, int | None)
 
 
-class PackedDataset(IterableDataset[Batch]):
+class PackedDataset(StepDataset):
     """The steps of a training run over a packed folder, for one rank.
 
     Every item is one step of this rank: T tokens of its rows, one after the other, in n segments. There is no
@@ -63,11 +59,12 @@ class PackedDataset(IterableDataset[Batch]):
         slot_ranks          int32[s, 2], the first of the ranks that share the slot's row, and how many they are; every
                             one of them gets the whole row, and global_loss_tokens counts it once
 
-    For worker processes use `DataLoader(dataset, batch_size=None, num_workers=n)`. They have copies of the dataset:
-    the one in the main process does not see how far they are, so take the state with `state_at(batch["step"] + 1)`.
-
-    Their batches travel as numbers and are made in the main process (seqmill.packing.handover), so a `collate_fn` that
-    changes a batch does so by torch, by setting entries, or in a new dictionary; not through numpy.
+    For worker processes use `seqmill.packing.Loader(dataset, workers=n)`. Torch's own
+    `DataLoader(dataset, batch_size=None, num_workers=n)` gives the same batches at a fraction of the speed, and has
+    another two rules. Its workers have copies of the dataset, and the one in the main process does not see how far they
+    are: take the state with `state_at(batch["step"] + 1)`. Their batches travel as numbers and are made in the main
+    process (seqmill.packing.handover): a `collate_fn` that changes a batch does so by torch, by setting entries, or in
+    a new dictionary; not through numpy.
 
     Every `iter()` begins at the loaded state, or at the beginning where none was loaded.
     """
@@ -121,56 +118,48 @@ class PackedDataset(IterableDataset[Batch]):
         if not 0 <= rank < world_size:
             raise UserError(f"rank {rank} is not one of {world_size} ranks; ranks count from 0 to world_size - 1")
         self.rank = rank
-        self.epochs = None if epochs is None else _at_least_one("epochs", epochs)
+        self.epochs = _at_least_one("epochs", epochs)
         self.seed = seed
         self.shuffle = shuffle
-        self.shuffle_shards = None if shuffle_shards is None else _at_least_one("shuffle_shards", shuffle_shards)
+        self.shuffle_shards = _at_least_one("shuffle_shards", shuffle_shards)
         if shuffle_shards is not None and not shuffle:
             raise UserError(f"shuffle_shards is {shuffle_shards}, but shuffle is False; leave one of them out")
         self.verify = verify
         self.normalisation = check_normalisation(normalisation)
         self.batch_rows = _at_least_one("batch_rows", BATCH_ROWS if batch_rows is None else batch_rows)
-        self._rows = PackedRows(path, cache, None if cache_bytes is None else _at_least_one("cache_bytes", cache_bytes))
+        self._rows = PackedRows(path, cache, _at_least_one("cache_bytes", cache_bytes))
         if not self._rows.rows:
             raise UserError(f"{self.path} has no rows; there is nothing to train on, look at its drops in the manifest")
         self.schedule = schedule
         if schedule is not None:
             _check_schedule(schedule, self._rows, world_size)
-        self.plan = load_step_plan(Path(plan)) if isinstance(plan, str | Path) else plan
+        self.plan = load_step_plan(plan) if isinstance(plan, str | Path) else plan
         if self.plan is not None:
-            others = {"batch_rows": batch_rows, "schedule": schedule, "shuffle_shards": shuffle_shards}
-            given = [name for name, value in others.items() if value is not None]
-            if given:
-                raise UserError(
-                    f"{given[0]} is given together with a plan, which tells the rows of every step; omit it"
-                )
+            _check_alone(batch_rows=batch_rows, schedule=schedule, shuffle_shards=shuffle_shards)
             check_plan(self.plan, self._rows.fingerprint, self._rows.rows, world_size, self.path)
         self._order = self._make_order()
-        self._check_cache()
+        self.check_cache()
         self._in_use: dict[int, Use] = {}  # by region
-        self._first_step = 0  # where the next iterator begins
-        self._next_step = 0  # where the latest iterator is
-        self._name, self._process = os.urandom(8).hex(), os.getpid()
-        register(self._name, self)
+        self._wanted: tuple[tuple[int, ...], tuple[int, ...]] = (), ()  # shards: now, ahead
 
     def _make_order(self) -> ShuffledOrder | PlannedOrder:
+        bounds = tuple(self._rows.shards.first_rows.tolist())
         if self.plan is not None:
-            return PlannedOrder(self.plan, self.seed, self.shuffle)
-        bounds = tuple(self._rows.first_rows.tolist())
+            return PlannedOrder(self.plan, bounds, self.seed, self.shuffle)
         return ShuffledOrder(bounds, self.batch_rows, self.seed, self.shuffle, self.shuffle_shards, self.schedule)
 
-    def _check_cache(self, steps: int = 1) -> None:
+    def check_cache(self, steps: int = 1) -> None:
         """Whether the shards that are in use at one time, by this many steps, have room.
 
         Raises:
             UserError: they have not.
         """
-        limit = self._rows.cache.limit if self._rows.cache else None
-        if limit is None:
+        cache = self._rows.shards.cache
+        if cache is None or cache.limit is None:
             return
-        sizes = np.array([file["bytes"] for file in self._rows.manifest["files"]], np.int64)
+        sizes = self._rows.shards.bytes()
         needed = self._order.most_bytes(sizes, steps) if isinstance(self._order, ShuffledOrder) else int(sizes.sum())
-        if needed <= limit:
+        if needed <= cache.limit:
             return
         blocks = "the step plan reads rows of any shard" if self.plan else "all rows are shuffled among themselves"
         if self.shuffle_shards:
@@ -183,7 +172,7 @@ class PackedDataset(IterableDataset[Batch]):
             blocks = f"{steps} steps that workers have begun reach over several blocks"
             fewer = "fewer workers"
         raise UserError(
-            f"cache_bytes is {limit}, but {needed} bytes of shards are in use at one time ({blocks}); choose a "
+            f"cache_bytes is {cache.limit}, but {needed} bytes of shards are in use at one time ({blocks}); choose a "
             f"cache_bytes of {needed} or more, or {'leave out the plan' if self.plan else fewer}"
         )
 
@@ -191,61 +180,66 @@ class PackedDataset(IterableDataset[Batch]):
         """Steps per epoch."""
         return self._order.steps
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        workers, offset = (worker.num_workers, worker.id) if worker else (1, 0)
-        if worker:
-            self._check_cache(_STEPS_AHEAD * workers + 1)
-        self._next_step = self._first_step
-        end = None if self.epochs is None else self.epochs * len(self)
-        # Worker w of n gives every n-th item of the loader: counting from the first step keeps the order at a resume.
-        step = self._first_step + offset
-        while end is None or step < end:
-            batch = self.batch_at(step)
-            self._next_step = step + workers - offset  # where all workers go on that load this state
-            yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
-            step += workers
+    @property
+    def end(self) -> int | None:
+        """Steps of all epochs; None for no end."""
+        return None if self.epochs is None else self.epochs * len(self)
 
     def batch_at(self, step: int) -> Batch:
         """This rank's item of a global step, in constant time."""
-        batch = self._make(step, self._rows.hold)
+        self._hold(step, is_ahead=True)
+        batch = self._make(step)
         if self.verify:
             self._rows.verify(batch["row_ids"].numpy())
         return batch
 
-    def make(self, step: int) -> Batch:
-        """As `batch_at`, for a step that a worker has had: its rows are checked, and the next shards on their way."""
-        return self._make(step, lambda now, ahead: self._rows.hold(now, ()))
+    def read_ahead(self, step: int) -> None:
+        """All of `batch_at` that waits."""
+        self._hold(step, is_ahead=True)
+        mine, all_rows, _ = self._share(step)
+        self._rows.touch(mine, all_rows)
+        if self.verify:
+            self._rows.verify(mine)
 
-    def _make(self, step: int, hold: Callable[[Iterable[int], Iterable[int]], None]) -> Batch:
-        epoch, within = divmod(step, len(self))
-        if isinstance(self._order, PlannedOrder):
-            planned = self._order.rows(epoch, within, self.rank)
-            read = self._rows.read(planned.mine, planned.all)
-            slots, weights = _slots(planned, read, self.rank), self._weights(read, planned.all)
-            return {**_batch(read), **slots, **weights, "step": step}
-        if self._rows.cache is not None:
-            self._prepare(epoch, within, hold)
-        all_rows = self._order.rows(epoch, within)
-        begin = len(all_rows) * self.rank // self.world_size
-        end = len(all_rows) * (self.rank + 1) // self.world_size
-        read = self._rows.read(all_rows[begin:end], all_rows)
-        batch = {**_batch(read), **self._weights(read, all_rows)}
+    def make(self, step: int) -> Batch:
+        """As `batch_at`, for a step that a worker has read: its rows are checked, and the next shards on their way."""
+        self._hold(step, is_ahead=False)
+        return self._make(step)
+
+    def _make(self, step: int) -> Batch:
+        mine, all_rows, planned = self._share(step)
+        read = self._rows.read(mine, all_rows)
+        batch = _batch(read)
+        if planned is not None:
+            batch.update(_slots(planned, read, self.rank))
+        if self.normalisation != TOKEN_MEAN:
+            batch.update(self._weights(read, all_rows))
         batch["step"] = step
         return batch
 
+    def _share(self, step: int) -> tuple[Int64s, Int64s, PlannedRows | None]:
+        """The rows of a step that this rank reads, those of all ranks, and how a plan divides them."""
+        epoch, within = divmod(step, len(self))
+        if isinstance(self._order, PlannedOrder):
+            planned = self._order.rows(epoch, within, self.rank)
+            return planned.mine, planned.all, planned
+        all_rows = self._order.rows(epoch, within)
+        if self.world_size == 1:
+            return all_rows, all_rows, None
+        begin, end = (len(all_rows) * rank // self.world_size for rank in (self.rank, self.rank + 1))
+        return all_rows[begin:end], all_rows, None
+
     def _weights(self, step: Step, all_rows: Int64s) -> Batch:
         """What the normalisation of the loss adds to a batch."""
-        if self.normalisation == TOKEN_MEAN:
-            return {}
         weights = segment_weights(self.normalisation, *self._rows.targets_of_segments(step.row_ids))
         of_all = self._rows.targets_of_segments(all_rows)
         total = total_weight(self.normalisation, *of_all, step.n_loss_tokens, self.world_size)
         return {"loss_weights": torch.from_numpy(weights.astype(np.float32)), "global_loss_weight": total}
 
     def definition(self) -> tuple[Any, ...]:
-        """What a batch depends on, beside the contents of the folder and its step."""
+        """What a batch depends on, beside the contents of the folder and its step; and where iterators begin."""
         return (
+            self.first_step,
             self.rank,
             self.world_size,
             self.seed,
@@ -255,22 +249,21 @@ class PackedDataset(IterableDataset[Batch]):
             self.normalisation,
         )
 
-    def _prepare(self, epoch: int, within: int, hold: Callable[[Iterable[int], Iterable[int]], None]) -> None:
-        """Have the shards of the current blocks here, and then those of the next ones."""
-        assert isinstance(self._order, ShuffledOrder)
-        use = self._order.use(epoch, within)
+    def _hold(self, step: int, is_ahead: bool) -> None:
+        """Have the shards of a step and those around it here, and then those of the next ones, if `is_ahead`."""
+        if self._rows.shards.cache is None:
+            return
+        use = self._order.use(*divmod(step, len(self)), self.epochs)
         if self._in_use.get(use.region) != use:
             self._in_use[use.region] = use
             uses = [use, *(other for region, other in self._in_use.items() if region != use.region)]
-            hold((n for one in uses for n in one.now), (n for one in uses for n in one.ahead))
+            ahead = tuple(number for one in uses for number in one.ahead) if is_ahead else ()
+            self._wanted = tuple(number for one in uses for number in one.now), ahead
+        self._rows.hold(*self._wanted)
 
     def row(self, index: int) -> Batch:
         """One row by its id: the entries of a batch but for "step", with doc_id and doc_offset int64[n]."""
         return _single(self._rows, index)
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position of the next batch of the latest iterator in this process, as JSON of under 300 bytes."""
-        return self.state_at(self._next_step)
 
     def state_at(self, step: int) -> dict[str, Any]:
         """The state in which global step `step` is next: the same for all ranks, whatever their number."""
@@ -317,18 +310,14 @@ class PackedDataset(IterableDataset[Batch]):
                 f"the dataset state is at step {state['step']} of epoch {state['epoch']}, but an epoch has "
                 f"{len(self)} steps; pass what state_dict() gave"
             )
-        self._first_step = self._next_step = state["step"]
+        self.first_step = self.next_step = state["step"]
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what is in use here; the rows are opened again (see PackedRows)."""
         return {name: value for name, value in self.__dict__.items() if name != "_in_use"}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        self._in_use = {}
-        if self._process == os.getpid():  # a copy in one process may go its own way
-            self._name = os.urandom(8).hex()
-        register(self._name, self)
+        super().__setstate__({**state, "_in_use": {}})
 
 
 class PackedRowDataset(Dataset[Batch]):
@@ -369,7 +358,7 @@ def join_rows(rows: list[Batch]) -> Batch:
 
 
 def _batch(step: Step) -> Batch:
-    input_ids, targets, position_ids = torch.from_numpy(step.ids_targets_positions).unbind()
+    input_ids, targets, position_ids = map(torch.from_numpy, step.ids_targets_positions)  # quicker than `unbind`
     batch = {
         "input_ids": input_ids,
         "targets": targets,
@@ -415,7 +404,14 @@ def _check_schedule(schedule: BucketSchedule, rows: PackedRows, ranks: int) -> N
     schedule.check_ranks(ranks)
 
 
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
+def _check_alone(**others: object) -> None:
+    """Whether no argument is given that tells the rows of a step, beside a plan that does."""
+    given = [name for name, value in others.items() if value is not None]
+    if given:
+        raise UserError(f"{given[0]} is given together with a plan, which tells the rows of every step; omit it")
+
+
+def _at_least_one(name: str, value: _Count) -> _Count:
+    if value is not None and value < 1:
         raise UserError(f"{name} is {value}, but there must be at least 1; choose a larger one")
     return value

@@ -8,33 +8,36 @@ source is the k-th of its own order, epoch after epoch. So, as for one folder, a
     read                                                        web 42 to 48, code 14 to 16 of their own orders
 """
 
-import os
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.utils.data import IterableDataset, get_worker_info
 
 from seqmill.errors import UserError
-from seqmill.packing.dataset import Batch, PackedDataset
-from seqmill.packing.handover import StepBatch, register
+from seqmill.packing.dataset import PackedDataset
 from seqmill.packing.loss_weights import TOKEN_MEAN
+from seqmill.packing.order import permuted_rows
 from seqmill.packing.permutation import round_keys
+from seqmill.packing.row_table import Int64s
 from seqmill.packing.rows import PackedRows, Step
 from seqmill.packing.shares import MOST_BLOCK_ROWS, Shares, exact_weights
+from seqmill.packing.steps import Batch, StepDataset
 from seqmill.storage import fingerprint
 
 Stop = Literal["first_exhausted", "all_exhausted"]
+
+_STORED: Final = np.empty(0, np.uint64)  # keys of the order in which rows are stored
 
 # What rows of one batch must agree in, by their name in the manifest's entry "pack".
 _SHARED: Final = {"capacity": "row length", "tokenizer": "tokenizer", "vocab_size": "vocabulary"}
 
 
-class MixedDataset(IterableDataset[Batch]):
+class MixedDataset(StepDataset):
     """The steps of a training run over several packed folders, for one rank.
 
     Rows come in blocks of `block_rows`, and after every block each source has given its share of all rows so far, to
@@ -107,10 +110,7 @@ class MixedDataset(IterableDataset[Batch]):
         self.stop = stop
         self._shares = Shares(self.weights, self.block_rows, seed)
         self._last_row = self._end()
-        self._first_step = 0  # where the next iterator begins
-        self._next_step = 0  # where the latest iterator is
-        self._name, self._process = os.urandom(8).hex(), os.getpid()
-        register(self._name, self)
+        self.check_cache()
 
     def _end(self) -> int | None:
         """Rows of the whole run, over all ranks."""
@@ -123,40 +123,68 @@ class MixedDataset(IterableDataset[Batch]):
             raise TypeError("a mixture with stop=None has no end, and so no length")
         return -(-self._last_row // self.batch_rows)
 
-    def __iter__(self) -> Iterator[Batch]:
-        worker = get_worker_info()
-        workers, offset = (worker.num_workers, worker.id) if worker else (1, 0)
-        self._next_step = self._first_step
-        step = self._first_step + offset  # worker w of n gives every n-th item of the loader
-        while self._last_row is None or step < len(self):
-            batch = self.batch_at(step)
-            self._next_step = step + workers - offset  # where all workers go on that load this state
-            yield StepBatch(batch, self._name, self.definition(), step) if worker else batch
-            step += workers
+    @property
+    def end(self) -> int | None:
+        """Steps of the whole run; None for no end."""
+        return None if self._last_row is None else len(self)
 
     def batch_at(self, step: int) -> Batch:
         """This rank's item of a global step; the cost does not depend on the step."""
-        return self._make(step, verify=True)
+        parts = self._share(step)
+        batch = self._make(step, parts)
+        _verify(parts)
+        return batch
+
+    def read_ahead(self, step: int) -> None:
+        """All of `batch_at` that waits."""
+        parts = self._share(step)
+        for part in parts:
+            _rows_of(part.dataset).touch(part.mine, part.all)
+        _verify(parts)
 
     def make(self, step: int) -> Batch:
         """As `batch_at`, for a step that a worker has had, and whose rows it has checked."""
-        return self._make(step, verify=False)
+        return self._make(step, self._share(step))
+
+    def check_cache(self, steps: int = 1) -> None:
+        """Whether the shards of all sources have room in the caches that they share; any step may read from any shard.
+
+        Raises:
+            UserError: they have not.
+        """
+        del steps
+        sharing = defaultdict[tuple[Path, int], list[str]](list)
+        for name, source in zip(self.names, self.sources, strict=True):
+            cache = _rows_of(source).shards.cache
+            if cache is not None and cache.limit is not None:
+                sharing[cache.folder, cache.limit].append(name)
+        for (folder, limit), names in sharing.items():
+            sizes = [int(_rows_of(self.sources[self.names.index(name)]).shards.bytes().sum()) for name in names]
+            if sum(sizes) > limit:
+                raise UserError(
+                    f"cache_bytes of {folder} is {limit}, but {sum(sizes)} bytes of shards of {', '.join(names)} are "
+                    f"in use at one time (all rows of a source are shuffled among themselves); choose a cache_bytes of "
+                    f"{sum(sizes)} or more"
+                )
 
     def definition(self) -> tuple[Any, ...]:
-        """What a batch depends on, beside the sources and its step."""
-        return self.rank, self.world_size, self.seed, self.batch_rows, self.block_rows, self.stop, self.weights
+        """What a batch depends on, beside the sources and its step; and where iterators begin."""
+        where = (self.first_step, self.rank, self.world_size)
+        return *where, self.seed, self.batch_rows, self.block_rows, self.stop, self.weights
 
-    def _make(self, step: int, verify: bool) -> Batch:
+    def _share(self, step: int) -> list["_Part"]:
+        """The rows of a step, source after source; their shards are on their way."""
+        for source in self.sources:
+            _rows_of(source).hold(range(len(_rows_of(source).manifest["files"])), ())
         begin = step * self.batch_rows
         end = begin + self.batch_rows if self._last_row is None else min(begin + self.batch_rows, self._last_row)
         mine = [begin + (end - begin) * rank // self.world_size for rank in (self.rank, self.rank + 1)]
         places = self._shares.before([begin, *mine, end])
-        parts = [
-            (number, part)
-            for number, bounds in enumerate(places)
-            for part in _read(self.sources[number], bounds, verify)
-        ]
-        return {**_merge(parts), "step": step}
+        return [part for number, bounds in enumerate(places) for part in _parts(number, self.sources[number], bounds)]
+
+    def _make(self, step: int, parts: list["_Part"]) -> Batch:
+        read = [(part.source, _rows_of(part.dataset).read(part.mine, part.all)) for part in parts]
+        return {**_merge(read), "step": step}
 
     def rows_at(self, step: int) -> dict[str, int]:
         """Rows of each source that all ranks together have read when `step` is next."""
@@ -167,10 +195,6 @@ class MixedDataset(IterableDataset[Batch]):
         """How often each source has been read when `step` is next: 1.5 is once and half of it again."""
         rows = self.rows_at(step)
         return {name: rows[name] / _rows_of(source).rows for name, source in zip(self.names, self.sources, strict=True)}
-
-    def state_dict(self) -> dict[str, Any]:
-        """The position of the next batch of the latest iterator in this process, as JSON of under 300 bytes."""
-        return self.state_at(self._next_step)
 
     def state_at(self, step: int) -> dict[str, Any]:
         """The state in which global step `step` is next: the same for all ranks, whatever their number."""
@@ -186,7 +210,7 @@ class MixedDataset(IterableDataset[Batch]):
             "step": step,
         }
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continue at a state; the number of ranks and workers may differ from the saved run's.
 
         Raises:
@@ -207,13 +231,16 @@ class MixedDataset(IterableDataset[Batch]):
                 )
         if state["step"] < 0:
             raise UserError(f"the state of the mixture is at step {state['step']}; pass what state_dict() gave")
-        self._first_step = self._next_step = state["step"]
+        self.first_step = self.next_step = state["step"]
 
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        self.__dict__.update(state)
-        if self._process == os.getpid():  # a copy in one process may go its own way
-            self._name = os.urandom(8).hex()
-        register(self._name, self)
+
+class _Part(NamedTuple):
+    """Rows of one epoch of one source, in a step."""
+
+    source: int
+    dataset: PackedDataset
+    mine: Int64s  # row ids that this rank reads
+    all: Int64s  # that all ranks read
 
 
 def _rows_of(source: PackedDataset) -> PackedRows:
@@ -274,24 +301,29 @@ def _block_rows(names: tuple[str, ...], weights: tuple[int, ...], batch_rows: in
     return block_rows
 
 
-def _read(source: PackedDataset, bounds: Sequence[int], verify: bool) -> Iterator[Step]:
+def _parts(number: int, source: PackedDataset, bounds: Sequence[int]) -> Iterator[_Part]:
     """Rows of a source's endless order, a part per epoch.
 
     Args:
         bounds: where the rows of all ranks begin; where this one's begin and end; where those of all end.
     """
     begin, *mine_bounds, end = bounds
-    rows = _rows_of(source)
+    rows = _rows_of(source).rows
     while begin < end:
-        epoch, within = divmod(begin, rows.rows)
+        epoch, within = divmod(begin, rows)
         start = begin - within
-        last = min(end - start, rows.rows)
-        mine = slice(*(min(max(place - start, within), last) for place in mine_bounds))
-        part = rows.step(within, last, mine, _epoch_keys(source.seed, epoch) if source.shuffle else None)
-        if verify and source.verify:
-            rows.verify(part.row_ids)
-        yield part
+        last = min(end - start, rows)
+        all_rows = permuted_rows(within, last, 0, rows, _epoch_keys(source.seed, epoch) if source.shuffle else _STORED)
+        first, stop = (min(max(place - start, within), last) - within for place in mine_bounds)
+        yield _Part(number, source, all_rows[first:stop], all_rows)
         begin = start + last
+
+
+def _verify(parts: list[_Part]) -> None:
+    """Compare the rows of sources for which this is wanted with their hashes."""
+    for part in parts:
+        if part.dataset.verify:
+            _rows_of(part.dataset).verify(part.mine)
 
 
 @lru_cache(maxsize=64)

@@ -14,7 +14,7 @@ A step plan (seqmill.packing.step_plan) replaces all of this by a table.
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -86,8 +86,12 @@ class ShuffledOrder:
             here = until
         return row_ids
 
-    def use(self, epoch: int, step: int) -> Use:
-        """The shards of the blocks of a step, and those of the block after them, which may be of the next epoch."""
+    def use(self, epoch: int, step: int, epochs: int | None = None) -> Use:
+        """The shards of the blocks of a step, and those of the block after them, which may be of the next epoch.
+
+        Args:
+            epochs: of the run; None for no end.
+        """
         first, last, begin, end = self._positions(step)
         blocks = self._blocks(epoch, first, last)
         low, high = blocks.at(begin - first), blocks.at(end - first - 1)
@@ -98,6 +102,8 @@ class ShuffledOrder:
             return Use(first, now, ())
         if high + 2 < len(blocks.begin):
             return Use(first, now, self._shards(blocks, high + 1, high + 2))
+        if epoch + 1 == epochs:
+            return Use(first, now, ())
         return Use(first, now, self._shards(self._blocks(epoch + 1, first, last), 0, 1))
 
     def most_bytes(self, shard_bytes: Int64s, steps: int = 1) -> int:
@@ -163,6 +169,7 @@ class PlannedOrder:
     """Rows by a step plan: the first epoch as planned, the steps of later ones in an order by the seed."""
 
     plan: StepPlan
+    first_rows: tuple[int, ...]  # of every shard, and the number of rows
     seed: int
     shuffle: bool  # False: all epochs as planned
 
@@ -186,6 +193,19 @@ class PlannedOrder:
             sharers=np.column_stack([leader[is_mine], group[is_mine]]),
             slots=int(slot.max()) + 1,
         )
+
+    def use(self, epoch: int, step: int, epochs: int | None = None) -> Use:
+        """All shards at any step, as any step may read from any; arguments as of ShuffledOrder.use."""
+        del epoch, step, epochs
+        return self._all_shards
+
+    @cached_property
+    def _all_shards(self) -> Use:
+        """Those that the first epoch needs first come first."""
+        shard = np.searchsorted(np.array(self.first_rows), self.plan.row_id, "right") - 1
+        first_place = np.full(len(self.first_rows) - 1, len(shard))
+        first_place[shard[::-1]] = np.arange(len(shard))[::-1]  # of several places, the last one stays
+        return Use(0, tuple(np.argsort(first_place, kind="stable").tolist()), ())
 
 
 def check_plan(plan: StepPlan, fingerprint: str, rows: int, ranks: int, folder: object) -> None:

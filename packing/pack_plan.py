@@ -142,7 +142,7 @@ def plan(
     if not 1 <= capacity <= MAX_CAPACITY:
         raise UserError(f"a row capacity of {capacity} tokens is outside 1 to {MAX_CAPACITY}; choose one inside")
     check_algorithm(algorithm, window, overflow)
-    empty, too_long, excess = _survey(checked, capacity)
+    empty, too_long, excess, tokens = _survey(checked, capacity)
     if overflow == "error" and too_long:
         culprit = int(np.argmax(checked > capacity))
         raise _refusal(culprit, int(checked[culprit]), capacity)
@@ -159,7 +159,7 @@ def plan(
         overflow=overflow,
         seed=seed,
         documents=len(checked),
-        tokens=int(checked.sum()) - dropped_tokens,
+        tokens=tokens - dropped_tokens,
         dropped_tokens=dropped_tokens,
         dropped_documents=too_long if overflow == "drop" else 0,
         truncated_documents=too_long if overflow == "truncate" else 0,
@@ -258,14 +258,15 @@ def _refusal(index: int, length: int, capacity: int) -> UserError:
 
 
 @njit(cache=True, nogil=True)
-def _survey(lengths: Int64s, capacity: int) -> tuple[int, int, int]:
-    """Empty documents, documents longer than a row, and the tokens that these have too many."""
-    empty = too_long = excess = 0
+def _survey(lengths: Int64s, capacity: int) -> tuple[int, int, int, int]:
+    """Empty documents, documents longer than a row, the tokens that these have too many, and all tokens."""
+    empty = too_long = excess = tokens = 0
     for length in lengths:
         empty += length == 0
         too_long += length > capacity
         excess += max(length - capacity, 0)
-    return empty, too_long, excess
+        tokens += length
+    return empty, too_long, excess, tokens
 
 
 @njit(cache=True, nogil=True)

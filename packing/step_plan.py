@@ -22,8 +22,9 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from seqmill.errors import UserError
+from seqmill.packing.cache import read_table
 from seqmill.packing.costs import CostModel
-from seqmill.storage import canonical_json, read_arrow, read_metadata, with_metadata, write_arrow
+from seqmill.storage import canonical_json, read_metadata, with_metadata, write_arrow
 
 KIND: Final = "step-plan"
 STRATEGIES: Final = ("columns", "lpt", "delay", "groups", "round-robin")
@@ -127,16 +128,17 @@ def save_step_plan(path: Path, plan: StepPlan) -> None:
     )
 
 
-def load_step_plan(path: Path, dataset: str | None = None) -> StepPlan:
+def load_step_plan(path: str | Path, dataset: str | None = None) -> StepPlan:
     """Read a plan and check it against its hash.
 
     Args:
+        path: of the file, or a URL that fsspec can open.
         dataset: the fingerprint that it must be of, where given.
 
     Raises:
         UserError: the file is no plan, is damaged, or is of another dataset.
     """
-    table = read_arrow(path)
+    table = read_table(path)
     described = read_metadata(table.schema)
     if described.get("kind") != KIND or not table.schema.equals(_SCHEMA):
         raise UserError(f"{path} is no step plan; make one with seqmill plan")

@@ -60,8 +60,10 @@ def pack(documents: Documents) -> Rows:
         shares = _chunks(bins, _CHUNK, _SHARES * documents.threads)
         row_of_bin = np.empty(bins, np.int32 if bins < 2**31 else np.int64)
         keys = round_keys("rows", documents.seed)
+        offsets = np.zeros(bins + 1, np.int64)
         each(lambda share: permute_range(share.start, bins, keys, row_of_bin[share]), shares)
-        offsets = _row_offsets(groups, events, row_of_bin)
+        each(lambda share: _row_sizes(share.start, share.stop, groups, events, row_of_bin, offsets[1:]), shares)
+        np.cumsum(offsets, out=offsets)
         item, start, stop = np.empty(fragments, np.int64), np.zeros(fragments, np.int64), np.empty(fragments, np.int64)
         rows = Rows(offsets, item, start, stop)
         each(
@@ -154,18 +156,17 @@ def _shifts(events: np.ndarray, keys: npt.NDArray[np.uint64]) -> Int64s:
 
 
 @njit(cache=True, nogil=True)
-def _row_offsets(groups: np.ndarray, events: np.ndarray, row_of_bin: np.ndarray) -> Int64s:
-    """Where every row begins among the fragments, and where the last one ends: int64[bins + 1]."""
-    sizes = np.empty(row_of_bin.size, np.int32)  # a row has no more fragments than tokens
-    for group in groups:
-        total = events[group.event].total
-        for bin_number in range(group.first_bin, group.first_bin + group.bins):
+def _row_sizes(
+    first: int, last: int, groups: np.ndarray, events: np.ndarray, row_of_bin: np.ndarray, sizes: Int64s
+) -> None:
+    """The fragments of the rows of bins first to last, put into sizes int64[bins] by row."""
+    number, begin = np.searchsorted(groups["first_bin"], first, "right") - 1, first
+    while begin < last:
+        group = groups[number]
+        total, end = events[group.event].total, min(last, group.first_bin + group.bins)
+        for bin_number in range(begin, end):
             sizes[row_of_bin[bin_number]] = total
-    row_offsets = np.empty(row_of_bin.size + 1, np.int64)
-    row_offsets[0] = 0
-    for row in range(sizes.size):
-        row_offsets[row + 1] = row_offsets[row] + sizes[row]
-    return row_offsets
+        begin, number = end, number + 1
 
 
 @njit(cache=True, nogil=True)

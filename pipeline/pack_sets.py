@@ -14,7 +14,16 @@ import pyarrow.parquet as pq
 
 from seqmill.errors import UserError
 from seqmill.manifest import STATE_FOLDER, OutputFile, write_manifest
-from seqmill.packing.sets import BagStore, SetPlan, SetSettings, plan_sets, set_manifest_entries, write_sets
+from seqmill.packing.sets import (
+    BagStore,
+    SetPlan,
+    SetSettings,
+    load_set_plan,
+    plan_sets,
+    save_set_plan,
+    set_manifest_entries,
+    write_sets,
+)
 from seqmill.pipeline.execution import (
     Executor,
     Progress,
@@ -28,6 +37,7 @@ from seqmill.pipeline.settings import build
 from seqmill.storage import write_arrow
 
 BAGS_AT_ONCE = 64  # of a Parquet file in memory
+MAIN_PLAN, RESIDUAL_PLAN = "main-plan.arrow", "residual-plan.arrow"
 
 
 @dataclass(frozen=True)
@@ -61,9 +71,10 @@ def pack_sets(
     ]
     for record in run_units("read bags", read_parquet, imports, state, executor, progress):
         readable[int(record.unit.partition("-")[2])] = file_reference(state, record.files[0])
-    store = BagStore.open([Path(file["path"]) for file in readable])
-    planned = plan_sets(store.counts, config.sets)
     shared = {"bags": readable, "sets": asdict(config.sets)}
+    (plan,) = run_units("plan sets", make_plan, [Unit("plan", shared)], state, executor, progress)
+    shared["plans"] = [file_reference(state, file) for file in plan.files]
+    store, planned = _open_planned(shared)
     units = [
         Unit(f"part-{number:05d}", {"name": f"part-{number:05d}", "first": first, "last": last, **shared})
         for number, (first, last) in enumerate(_shards(planned, store.dim, config.shard_bytes))
@@ -116,9 +127,23 @@ def read_parquet(payload: Mapping[str, Any], out: Path) -> UnitResult:
         raise UserError(f"cannot read {path} as Parquet ({error}); write it again") from error
 
 
-def write_shard(payload: Mapping[str, Any], out: Path) -> UnitResult:
-    """Write rows first to last (exclusive) as one file; the plan is quicker made than read."""
+def make_plan(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Assign the instances of all bags to rows."""
     store = BagStore.open([Path(file["path"]) for file in payload["bags"]])
     planned = plan_sets(store.counts, build(SetSettings, payload["sets"]))
+    save_set_plan((out / MAIN_PLAN, out / RESIDUAL_PLAN), planned)
+    return UnitResult({MAIN_PLAN: planned.main.rows, RESIDUAL_PLAN: planned.residual.rows})
+
+
+def _open_planned(payload: Mapping[str, Any]) -> tuple[BagStore, SetPlan]:
+    """The bags, and the plan that `make_plan` wrote of them."""
+    store = BagStore.open([Path(file["path"]) for file in payload["bags"]])
+    main, residual = (Path(file["path"]) for file in payload["plans"])
+    return store, load_set_plan((main, residual), store.counts, build(SetSettings, payload["sets"]))
+
+
+def write_shard(payload: Mapping[str, Any], out: Path) -> UnitResult:
+    """Write rows first to last (exclusive) of the plan as one file."""
+    store, planned = _open_planned(payload)
     name = f"{payload['name']}.arrow"
     return UnitResult({name: write_sets(out / name, planned, payload["first"], payload["last"], store)})

@@ -34,6 +34,7 @@ TOKENIZER_JSON = "tokenizer.json"
 MERGES = "merges.arrow"
 DICTIONARY = "dictionary.bin"
 BASE = "base"
+_NEEDED = ("kind", "special_ids", "settings", "sha256")  # entries of the description
 _warned_of: set[Path] = set()  # lossy tokenizers that this process has said it of
 
 ROUND_TRIP_SAMPLE = (
@@ -190,12 +191,17 @@ def _description_of(path: Path) -> dict[str, Any]:
             f"{path} is no tokenizer: neither a tokenizer.json nor a folder with {DESCRIPTION}; "
             "make one with `seqmill tokenizer train`"
         )
-    described: dict[str, Any] = read_json(path / DESCRIPTION)
-    if described.get("format_version") != FORMAT_VERSION:
+    described = read_json(path / DESCRIPTION)
+    if not isinstance(described, dict) or described.get("format_version") != FORMAT_VERSION:
+        found = described.get("format_version") if isinstance(described, dict) else described
+        raise UserError(f"{path}: format version {found}, this seqmill reads {FORMAT_VERSION}")
+    missing = [name for name in _NEEDED if name not in described]
+    if missing:
         raise UserError(
-            f"{path}: format version {described.get('format_version')}, this seqmill reads {FORMAT_VERSION}"
+            f"{path / DESCRIPTION} has no entry {missing[0]!r}: it was changed or cut short; copy the tokenizer again, "
+            "or make it with `seqmill tokenizer`"
         )
-    return described
+    return dict(described)
 
 
 def _warn_if_lossy(path: Path, encoder: Encoder) -> None:

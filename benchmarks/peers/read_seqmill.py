@@ -6,10 +6,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 from batches import BATCH, ROW, SEED, Batches, Reader, main
-from torch.utils.data import DataLoader
 
 from seqmill.manifest import OutputFile, write_manifest
-from seqmill.packing import PackedDataset, TokenStore, pack_settings, packed_manifest_entries, plan, write_rows
+from seqmill.packing import Loader, PackedDataset, TokenStore, pack_settings, packed_manifest_entries, plan, write_rows
 
 SOURCE = "random"
 
@@ -35,10 +34,7 @@ def prepare(corpus: Path, data: Path) -> None:
 
 def begin(data: Path, workers: int) -> Any:
     """What begins a pass."""
-    dataset = PackedDataset(data, batch_rows=BATCH, seed=SEED)
-    if not workers:
-        return lambda: dataset
-    loader = DataLoader(dataset, batch_size=None, num_workers=workers, persistent_workers=True)
+    loader = Loader(PackedDataset(data, batch_rows=BATCH, seed=SEED), workers)
     return lambda: loader
 
 

@@ -15,7 +15,7 @@ with that epoch, or `draw_packs`, which writes nothing.
 from seqmill.packing.sets.bags import BagStore, bags_table
 from seqmill.packing.sets.drawing import SetSettings
 from seqmill.packing.sets.packs import Pack, SetPacks, as_torch, draw_packs, join_packs, mixed_labels
-from seqmill.packing.sets.planning import SetPlan, plan_sets
+from seqmill.packing.sets.planning import SetPlan, load_set_plan, plan_sets, save_set_plan
 from seqmill.packing.sets.validation import validate_sets
 from seqmill.packing.sets.write import set_manifest_entries, write_sets
 
@@ -29,8 +29,10 @@ __all__ = [
     "bags_table",
     "draw_packs",
     "join_packs",
+    "load_set_plan",
     "mixed_labels",
     "plan_sets",
+    "save_set_plan",
     "set_manifest_entries",
     "validate_sets",
     "write_sets",

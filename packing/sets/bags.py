@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 from numba import carray, njit
 
 from seqmill.errors import UserError
@@ -23,7 +24,7 @@ class BagStore:
     Attributes:
         counts: instances of every bag, int64[bags].
         dim: length of a feature vector.
-        bag_ids: string[bags] or int64[bags], as in the tables.
+        bag_ids: string[bags] or int64[bags]; uint64[bags] where one is 2^63 or more.
         labels: int64[bags] or float64[bags].
     """
 
@@ -37,8 +38,9 @@ class BagStore:
             raise UserError("no bags were given: name Arrow or Parquet files with columns bag_id, features and label")
         self.dim = _dimension(tables[0])
         checked = [_checked(table, self.dim) for table in tables]
-        if len({table.schema.remove_metadata() for table in checked}) > 1:
+        if len({(pa.types.is_string(table["bag_id"].type), table["label"].type) for table in checked}) > 1:
             raise UserError("the tables of bags differ in the types of bag_id or label; write them with equal types")
+        checked = _with_equal_ids(checked)
         joined = pa.concat_tables(checked)
         self.bag_ids: pa.Array = joined["bag_id"].combine_chunks()
         self.labels: np.ndarray = joined["label"].to_numpy()
@@ -111,7 +113,7 @@ def _dimension(table: pa.Table) -> int:
 
 
 def _checked(table: pa.Table, dim: int) -> pa.Table:
-    """bag_id as strings or int64, features, and label as int64 or float64."""
+    """bag_id as strings or the integers that it has, features, and label as int64 or float64."""
     missing = [name for name in ("bag_id", "label") if name not in table.column_names]
     if missing:
         raise UserError(f"the bags have no column {missing[0]!r}, only {', '.join(table.column_names)}")
@@ -119,7 +121,8 @@ def _checked(table: pa.Table, dim: int) -> pa.Table:
         raise UserError(f"some bags have features of {dim} numbers, others of {found}; pack them apart")
     ids, label = table["bag_id"], table["label"]
     is_number = pa.types.is_integer(label.type) or pa.types.is_floating(label.type)
-    if not is_number or not (pa.types.is_integer(ids.type) or pa.types.is_string(ids.type)):
+    is_name = pa.types.is_string(ids.type) or pa.types.is_large_string(ids.type)
+    if not is_number or not (pa.types.is_integer(ids.type) or is_name):
         raise UserError(f"bags have a bag_id of integers or strings and a numeric label, not {ids.type}, {label.type}")
     table.validate()
     features = table["features"]
@@ -129,11 +132,23 @@ def _checked(table: pa.Table, dim: int) -> pa.Table:
         raise UserError("the bags have nulls; drop or fill them first")
     return pa.table(
         {
-            "bag_id": ids.cast(pa.int64()) if pa.types.is_integer(ids.type) else ids,
+            "bag_id": ids.cast(pa.string()) if is_name else ids,
             "features": features.cast(pa.large_list(pa.list_(pa.float16(), dim))),
             "label": label.cast(pa.int64() if pa.types.is_integer(label.type) else pa.float64()),
         }
     )
+
+
+def _with_equal_ids(tables: Sequence[pa.Table]) -> list[pa.Table]:
+    """Integer ids of all tables as int64, or as uint64 where one of them has no room in that."""
+    ids = [table["bag_id"] for table in tables]
+    if pa.types.is_string(ids[0].type):
+        return list(tables)
+    bounds = [pc.min_max(one).as_py() for one in ids if len(one)]
+    wanted = pa.uint64() if max((bound["max"] for bound in bounds), default=0) >= 1 << 63 else pa.int64()
+    if wanted == pa.uint64() and (least := min(bound["min"] for bound in bounds)) < 0:
+        raise UserError(f"the bags have ids of 2^63 or more, and {least}: no integer type holds both; use strings")
+    return [table.set_column(0, "bag_id", one.cast(wanted)) for table, one in zip(tables, ids, strict=True)]
 
 
 def _describe(features: pa.Array, dim: int) -> tuple[Int64s, Int64s]:

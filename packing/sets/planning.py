@@ -1,11 +1,12 @@
 """From bag sizes to rows: one plan for what is drawn, one for the rest, by the packer of documents."""
 
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from seqmill.packing.pack_plan import PackPlan, plan
+from seqmill.packing.pack_plan import PackPlan, load_plan, plan, save_plan
 from seqmill.packing.sets.drawing import SetSettings, drawn_counts
 
 Int64s = npt.NDArray[np.int64]
@@ -54,3 +55,19 @@ def plan_sets(counts: npt.ArrayLike, settings: SetSettings) -> SetPlan:
     main = plan(drawn, settings.capacity, "error", seed)
     residual = plan(sizes - drawn, settings.capacity, "split", seed)
     return SetPlan(settings, sizes, drawn, main, residual)
+
+
+def save_set_plan(paths: tuple[Path, Path], planned: SetPlan) -> None:
+    """Write the plan of main rows and that of residual ones as two files; sizes and settings are not in them."""
+    for path, part in zip(paths, (planned.main, planned.residual), strict=True):
+        save_plan(path, part)
+
+
+def load_set_plan(paths: tuple[Path, Path], counts: Int64s, settings: SetSettings) -> SetPlan:
+    """Map what `save_set_plan` wrote of a plan for these sizes and settings.
+
+    Raises:
+        UserError: a file is damaged or holds something else.
+    """
+    main, residual = (load_plan(path) for path in paths)
+    return SetPlan(settings, counts, drawn_counts(counts, settings), main, residual)

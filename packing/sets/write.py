@@ -8,8 +8,8 @@ seq_lengths list<int32>  instances per segment
 cu_seqlens  list<int32>  [segments + 1] cumulated
 max_seqlen  int32        longest segment
 bag         list<int64>  number of every segment's bag in the input
-bag_id      list<string or int64>    its own id
-label       list<int64 or float64>   its label
+bag_id      list<string, int64 or uint64>  its own id
+label       list<int64 or float64>         its label
 xxh3        int64        xxh3-64 over the bytes of features and then of cu_seqlens
 """
 

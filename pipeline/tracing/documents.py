@@ -11,6 +11,7 @@ from seqmill.packing.decomposition import kept_pairs
 from seqmill.packing.lookup import FoundSegments, find_document
 from seqmill.packing.schema import NO_NEXT
 from seqmill.pipeline.tracing.folders import Folders
+from seqmill.pipeline.tracing.rows import trace_row
 from seqmill.pipeline.tracing.target import identity, readable
 
 TARGET_ONLY = "it is there as the target of the token before it"
@@ -31,6 +32,8 @@ def trace_document(folders: Folders, doc_id: int) -> dict[str, Any]:
         raise UserError(f"document {readable(doc_id)} is in no row of {folders.packed}{_where_else(folders)}")
     document = None if folders.documents is None else folders.documents.with_id(doc_id)
     if document is not None:
+        if folders.store is None and len(found.row):
+            trace_row(folders, int(found.row[0]))  # compares the text with the tokens: nothing else vouches for it
         described |= {name: document[name] for name in ("id", "source")}
         described["document_bytes"] = len(document["text"].encode())
     columns = {name: getattr(found, name).tolist() for name in ("row", "segment", "start", "stop", "next_token")}

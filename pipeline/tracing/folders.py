@@ -110,11 +110,19 @@ def _former(folder: Path, given: Path | None, kind: str, fingerprint: str | None
             )
         return given
     for path in sorted(folder.absolute().parent.glob(f"*/{MANIFEST}")):
-        manifest = read_json(path)
-        if fingerprint is not None and (manifest.get("kind"), manifest.get("fingerprint")) == (kind, fingerprint):
+        if fingerprint is not None and _kind_and_fingerprint(path) == (kind, fingerprint):
             open_manifest(path.parent, kind)
             return path.parent
     return None
+
+
+def _kind_and_fingerprint(manifest: Path) -> tuple[Any, Any]:
+    """What a manifest says; nothing where it is broken: a neighbour may be anything."""
+    try:
+        said = read_json(manifest)
+    except (UserError, OSError):
+        return None, None
+    return (said.get("kind"), said.get("fingerprint")) if isinstance(said, dict) else (None, None)
 
 
 class Documents:

@@ -97,10 +97,7 @@ def _text_of(
     if text is not None and placed is not None:
         ids, starts, ends = placed
         if not np.array_equal(ids[first:stop], tokens[: max(0, len(ids) - first)]):
-            raise UserError(
-                f"document {readable(doc_id)} gives other tokens at {first} than the row has: its text was changed, "
-                "or it is of other documents; give the folder that was tokenized with --documents"
-            )
+            raise _other_text(doc_id, first)
         begin = int(starts[first]) if first < len(ids) else len(text)  # behind all: the end-of-document id
         end = max(begin, int(ends[min(stop, len(ids)) - 1])) if len(ids) else begin
         return _shown(text, begin, end)
@@ -108,7 +105,17 @@ def _text_of(
         return {"text": _piece(encoder, None, tokens)}
     before = b"" if whole is None else _decode(encoder, whole[:start])
     decoded = _decode(encoder, tokens if whole is None else whole[: start + len(tokens)])
+    here = slice(len(before), len(decoded))
+    if text is not None and (len(text) < len(before) or text[here] != decoded[: len(text)][here]):
+        raise _other_text(doc_id, first)
     return _shown(decoded if text is None else text, len(before), len(decoded))
+
+
+def _other_text(doc_id: int, token: int) -> UserError:
+    return UserError(
+        f"document {readable(doc_id)} gives other tokens at {token} than the row has: its text was changed, or it is "
+        "of other documents; give the folder that was tokenized with --documents"
+    )
 
 
 def _shown(text: bytes, begin: int, end: int) -> dict[str, Any]:

@@ -21,7 +21,22 @@ from torch.utils.data import DataLoader
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
-from seqmill.packing import PackedDataset, PackedRows, cache
+from seqmill.packing import (
+    Buckets,
+    CostModel,
+    MixedDataset,
+    PackedDataset,
+    PackedRows,
+    PlanSettings,
+    cache,
+    load_schedule,
+    load_step_plan,
+    make_schedule,
+    plan_steps,
+    read_row_sizes,
+    save_schedule,
+    save_step_plan,
+)
 from seqmill.packing.cache import CacheFullError, RemoteFolder, ShardCache
 from seqmill.storage import fingerprint, write_json
 
@@ -150,7 +165,7 @@ def test_rows_are_read_one_by_one_within_the_limit(folder: Path, url: str, tmp_p
         assert rows.row(row)["input_ids"].tolist() == local.row(row)["input_ids"].tolist()
         assert used(tmp_path / "cache") <= max(sizes_of(folder))
     with pytest.raises(UserError, match=r"no room for memory://bucket/packed/part-0000.*this step needs \d+ bytes"):
-        rows.step(0, rows.rows, slice(0, rows.rows))
+        rows.read(np.arange(rows.rows), np.arange(rows.rows))
 
 
 def test_the_next_block_is_fetched_while_this_one_is_read(url: str, tmp_path: Path, fetches: Callable) -> None:
@@ -165,6 +180,69 @@ def test_the_next_block_is_fetched_while_this_one_is_read(url: str, tmp_path: Pa
     waited = {name for _, thread, name in set(fetches()) - first if thread == "MainThread"}
     assert not waited
     assert len(fetches()) == SHARDS  # each once
+
+
+def test_a_run_fetches_nothing_behind_its_end(folder: Path, url: str, tmp_path: Path, fetches: Callable) -> None:
+    options: dict[str, Any] = {"cache_bytes": two_blocks(folder, 1), "shuffle_shards": 1, "seed": 1}
+    dataset = PackedDataset(url, cache=tmp_path / "cache", **options)
+    last, after = (dataset._order.use(0, len(dataset) - 1, epochs) for epochs in (1, 2))
+    assert (last.now, last.ahead) == (after.now, ())
+    assert after.ahead not in [last.now, dataset._order.use(0, len(dataset) - 5).now]  # or it would be here anyway
+    list(dataset)
+    time.sleep(0.05)
+    assert len(fetches()) == SHARDS
+
+
+def test_shards_for_a_plan_are_fetched_before_their_steps_in_its_order(
+    folder: Path, url: str, tmp_path: Path, fetches: Callable
+) -> None:
+    model = CostModel(per_square=1.0, per_token=10.0, per_segment=1.0, per_row=0.0, per_exchanged_token=0.1, unit="s")
+    plan = plan_steps(read_row_sizes(folder), model, PlanSettings(1, 2), open_manifest(folder)["fingerprint"])
+    dataset = PackedDataset(url, cache=tmp_path / "cache", plan=plan)
+    assert plain([dataset.batch_at(0)]) == plain([PackedDataset(folder, plan=plan).batch_at(0)])
+    wait_until(lambda: len(fetches()) == SHARDS)
+    bounds = dataset._rows.shards.first_rows
+    needed = (np.searchsorted(bounds, plan.row_id, "right") - 1).tolist()
+    assert dataset._order.use(0, 0).now == tuple(dict.fromkeys(needed))
+
+
+def test_the_shards_of_a_mixture_are_fetched_ahead_and_must_fit_together(
+    folder: Path, url: str, pack: Callable, tmp_path: Path, fetches: Callable
+) -> None:
+    other = pack(LENGTHS[:40], 32, shards=2, seed=1).folder
+    total = [sum(sizes_of(one)) for one in (folder, other)]
+
+    def mixture(limit: int) -> MixedDataset:
+        cached: dict[str, Any] = {"cache": tmp_path / "cache", "cache_bytes": limit}
+        sources = {"far": PackedDataset(url, **cached), "near": PackedDataset(f"file://{other}", **cached)}
+        return MixedDataset(sources, {"far": 2, "near": 1})
+
+    with pytest.raises(UserError, match=f"is {max(total)}, but {sum(total)} bytes of shards of far, near are in use"):
+        mixture(max(total))
+    mixed = mixture(sum(total))
+    local = MixedDataset({"far": folder, "near": other}, {"far": 2, "near": 1})
+    assert plain([mixed.batch_at(0)]) == plain([local.batch_at(0)])
+    wait_until(lambda: len(fetches()) == SHARDS + 2)
+    assert plain(mixed) == plain(local)
+    assert len(fetches()) == SHARDS + 2
+
+
+def test_schedules_and_plans_are_read_from_afar(pack: Callable, url: str, folder: Path, tmp_path: Path) -> None:
+    store = fsspec.filesystem("memory")
+    schedule = make_schedule(Buckets(4, "longest", "carry_to_packer", (16, 12), 0, 0), 16)
+    save_schedule(tmp_path / "schedule.arrow", schedule)
+    model = CostModel(per_square=1.0, per_token=10.0, per_segment=1.0, per_row=0.0, per_exchanged_token=0.1, unit="s")
+    plan = plan_steps(read_row_sizes(folder), model, PlanSettings(1, 2), open_manifest(folder)["fingerprint"])
+    save_step_plan(tmp_path / "plan.arrow", plan)
+    store.put(str(tmp_path / "schedule.arrow"), "/bucket/schedule.arrow")
+    store.put(str(tmp_path / "plan.arrow"), "/bucket/plan.arrow")
+    assert load_schedule("memory://bucket/schedule.arrow").fingerprint == schedule.fingerprint
+    assert PackedDataset(folder, plan="memory://bucket/plan.arrow")._order.plan.hash == plan.hash
+    with pytest.raises(UserError, match=r"there is no file memory://bucket/none.arrow"):
+        load_schedule("memory://bucket/none.arrow")
+    store.pipe_file("/bucket/plan.arrow", b"no stream")
+    with pytest.raises(UserError, match=r"cannot read memory://bucket/plan.arrow as an Arrow stream"):
+        load_step_plan("memory://bucket/plan.arrow")
 
 
 def test_threads_end_with_their_dataset(url: str, tmp_path: Path) -> None:
@@ -195,11 +273,11 @@ def test_workers_read_through_the_cache_of_their_parent(
 def test_workers_keep_within_the_limit_too(folder: Path, url: str, tmp_path: Path) -> None:
     options: dict[str, Any] = {"shuffle_shards": 2, "epochs": 2, "batch_rows": 6}
     dataset = PackedDataset(url, cache=tmp_path / "cache", cache_bytes=two_blocks(folder, 2), **options)
-    assert dataset._rows.cache
+    assert dataset._rows.shards.cache
     loader: Any = DataLoader(dataset, batch_size=None, num_workers=1)
     for batch, expected in zip(loader, PackedDataset(folder, **options), strict=True):
         assert batch["row_ids"].tolist() == expected["row_ids"].tolist()
-        with dataset._rows.cache._alone():  # nothing comes or goes
+        with dataset._rows.shards.cache._alone():  # nothing comes or goes
             assert used(tmp_path / "cache") <= two_blocks(folder, 2)
 
 

@@ -140,6 +140,6 @@ def test_trl_reads_position_ids_from_seq_lengths(datasets: Any, folder: Path, pa
     packed = PackedRows(folder)
     for row in datasets.Dataset.from_file(parts[0]):
         positions = [position for length in row["seq_lengths"] for position in range(length)]
-        index = row["row_id"]
-        assert packed.step(index, index + 1, slice(index, index + 1)).ids_targets_positions[2].tolist() == positions
+        index = np.array([row["row_id"]])
+        assert packed.read(index, index).ids_targets_positions[2].tolist() == positions
         assert row["seq_lengths"] == [end - begin for begin, end in pairwise(row["cu_seqlens"])]

@@ -13,7 +13,8 @@ import pytest
 from torch.utils.data import DataLoader, IterableDataset
 
 from seqmill.errors import UserError
-from seqmill.packing import PackedDataset
+from seqmill.packing import Loader, PackedDataset
+from seqmill.packing.steps import StepDataset
 
 LENGTHS = np.random.default_rng(3).integers(1, 40, 60).tolist()
 EPOCHS, BATCH_ROWS = 2, 12
@@ -46,32 +47,80 @@ class Ranks(IterableDataset[list[dict[str, Any]]]):
         return (list(step) for step in zip(*self.datasets, strict=True))
 
 
-def read(options: dict[str, Any], ranks: int, workers: int, state: Any, steps: int) -> list[list[int]]:
+class RanksAtOnce(StepDataset):
+    """The same for a Loader: an item is a step of all ranks, by rank."""
+
+    def __init__(self, datasets: list[PackedDataset]) -> None:
+        super().__init__()
+        self.datasets = datasets
+        self.first_step = datasets[0].first_step
+
+    @property
+    def end(self) -> int | None:
+        return self.datasets[0].end
+
+    def batch_at(self, step: int) -> dict[Any, Any]:
+        raise AssertionError("workers read, and batches are made here")
+
+    def read_ahead(self, step: int) -> None:
+        for dataset in self.datasets:
+            dataset.read_ahead(step)
+
+    def make(self, step: int) -> dict[Any, Any]:
+        return {dataset.rank: dataset.make(step) for dataset in self.datasets}
+
+    def check_cache(self, steps: int) -> None:
+        for dataset in self.datasets:
+            dataset.check_cache(steps)
+
+    def definition(self) -> tuple[Any, ...]:
+        return tuple(dataset.definition() for dataset in self.datasets)
+
+    def state_at(self, step: int) -> dict[str, Any]:
+        return self.datasets[0].state_at(step)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        raise AssertionError("each rank has loaded it")
+
+
+def by_data_loader(datasets: list[PackedDataset], workers: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """The steps of all ranks, each with the state behind it."""
+    for step in DataLoader(Ranks(datasets), batch_size=None, num_workers=workers):
+        yield step, datasets[0].state_at(step[0]["step"] + 1)
+
+
+def by_loader(datasets: list[PackedDataset], workers: int) -> Iterator[tuple[list[Any], dict[str, Any]]]:
+    """The same; workers are ahead by several runs of steps, the state is not."""
+    loader = Loader(RanksAtOnce(datasets), workers, run_steps=3)
+    for step in loader:
+        yield list(step.values()), loader.state_dict()
+
+
+def read(way: Any, options: dict[str, Any], ranks: int, workers: int, state: Any, steps: int) -> list[list[int]]:
     """The row ids of `steps` steps from a state on, of all ranks together; the next state is left in `state`."""
     options = {**options, "world_size": ranks, "batch_rows": BATCH_ROWS, "epochs": EPOCHS}
     datasets = [PackedDataset(**options, rank=rank) for rank in range(ranks)]
     for dataset in datasets if state else []:
         dataset.load_state_dict(json.loads(json.dumps(state)))
         assert dataset.state_dict() == state  # not stale before the first batch
-    loader: Any = DataLoader(Ranks(datasets), batch_size=None, num_workers=workers)
     found = []
-    for step in islice(loader, steps):
+    for step, behind in islice(way(datasets, workers), steps):
         assert {batch["global_loss_tokens"] for batch in step} == {sum(batch["n_loss_tokens"] for batch in step)}
         assert len({batch["step"] for batch in step}) == 1
         found.append([row for batch in step for row in batch["row_ids"].tolist()])
-    state.update(datasets[0].state_at(state.get("step", 0) + len(found)))
+        state.update(behind)
     return found
 
 
-def check(options: dict[str, Any], stop: str, before: int, workers: int) -> None:
+def check(way: Any, options: dict[str, Any], stop: str, before: int, workers: int) -> None:
     """Cut after some steps on `before` ranks, go on for two steps on 8, and then to the end on `before`."""
     whole = PackedDataset(**options, batch_rows=BATCH_ROWS, epochs=EPOCHS)
     epoch = len(whole)
     first = {"step 0": 0, "middle": epoch // 2, "last": epoch - 1, "next epoch": epoch + 1}[stop]
     state: dict[str, Any] = {}
-    order = read(options, before, workers, state, first) if first else []
-    order += read(options, 8, workers, state, 2)
-    order += read(options, before, workers, state, EPOCHS * epoch)
+    order = read(way, options, before, workers, state, first) if first else []
+    order += read(way, options, 8, workers, state, 2)
+    order += read(way, options, before, workers, state, EPOCHS * epoch)
     assert order == [batch["row_ids"].tolist() for batch in whole]
     for part in (order[:epoch], order[epoch:]):
         assert sorted(row for step in part for row in step) == list(range(whole._rows.rows))
@@ -89,7 +138,14 @@ def test_a_run_resumed_twice_reads_what_an_unbroken_run_reads(
     folder: Path, stop: str, before: int, workers: int
 ) -> None:
     for options in [{"seed": 7}, BLOCKS] if workers == 0 else [BLOCKS]:
-        check({"path": folder, **options}, stop, before, workers)
+        check(by_data_loader, {"path": folder, **options}, stop, before, workers)
+
+
+@STOPS
+@RANKS
+@pytest.mark.parametrize("workers", [1, 4])
+def test_also_by_a_loader_of_runs(folder: Path, stop: str, before: int, workers: int) -> None:
+    check(by_loader, {"path": folder, **BLOCKS}, stop, before, workers)
 
 
 @pytest.mark.parametrize("workers", [0, 1, 4])
@@ -110,7 +166,7 @@ def test_a_cache_that_is_too_small_for_so_many_workers_is_refused(
     cached: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     dataset = PackedDataset(**cached, **BLOCKS, batch_rows=4)
-    monkeypatch.setattr("seqmill.packing.dataset.get_worker_info", lambda: SimpleNamespace(num_workers=4, id=0))
+    monkeypatch.setattr("seqmill.packing.steps.get_worker_info", lambda: SimpleNamespace(num_workers=4, id=0))
     with pytest.raises(UserError, match=r"9 steps that workers have begun.*, or fewer workers"):
         next(iter(dataset))
 

@@ -1,6 +1,5 @@
-import random
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,9 +7,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from damage import flip_token, flipped_bits
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, open_manifest, write_manifest
-from seqmill.packing import ValidationReport, validate
+from seqmill.packing import PackedRows, ValidationReport, validate
 from seqmill.packing.schema import hash_rows
 from seqmill.packing.validation.report import Findings
 from seqmill.packing.validation.shards import Shard
@@ -74,12 +74,7 @@ def test_an_edit_that_changes_nothing_stays_valid(pack: Callable) -> None:
 
 def test_a_flipped_byte_of_a_token_is_named_with_its_row(pack: Callable) -> None:
     packed = pack(LENGTHS, 16)
-    path = packed.folder / SECOND
-    content = bytearray(path.read_bytes())
-    target = read_arrow(path).to_pylist()[3]
-    place = content.index(np.array(target["input_ids"], np.uint16).tobytes())
-    content[place] ^= 1
-    path.write_bytes(content)
+    flip_token(packed.folder / SECOND, 3)
     report = validate(packed.folder)
     assert [v.invariant for v in report.violations if v.row is None] == ["I10"]
     assert "does not match the hash in the manifest" in str(report)
@@ -248,23 +243,6 @@ def test_folders_that_cannot_be_validated_are_refused(pack: Callable, tmp_path: 
         validate(pack([3], 4).corpus.folder)
 
 
-def flipped(folder: Path, count: int) -> Iterator[str]:
-    """Flip one bit after the other, at `count` places of all files and as many of their metadata; put each back."""
-    rng = random.Random(0)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
-    for number in range(2 * count):
-        path = rng.choice(files)
-        whole = path.read_bytes()
-        place = rng.randrange(len(whole) if number % 2 else min(len(whole), 3000))
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.randrange(8)
-        path.unlink()  # a new file: the old one may still be mapped
-        path.write_bytes(damaged)
-        yield f"bit of byte {place} of {path.name}"
-        path.unlink()
-        path.write_bytes(whole)
-
-
 def is_noticed(folder: Path) -> bool:
     try:
         return not validate(folder).ok
@@ -276,7 +254,7 @@ def is_noticed(folder: Path) -> bool:
 def test_every_flipped_bit_is_noticed_and_none_crashes(pack: Callable, buckets: tuple[Any, ...] | None) -> None:
     packed = pack(LENGTHS, 16, buckets=buckets)
     assert not is_noticed(packed.folder)
-    missed = [place for place in flipped(packed.folder, 60) if not is_noticed(packed.folder)]
+    missed = [place for place in flipped_bits(packed.folder, 60) if not is_noticed(packed.folder)]
     assert missed == []
     assert not is_noticed(packed.folder)
 
@@ -292,6 +270,18 @@ def test_offsets_far_outside_the_tokens_are_refused_by_arrow_before_anything_fol
     path.write_bytes(content)
     details = [violation.detail for violation in validate(packed.folder).violations]
     assert any("the file cannot be read" in detail and "offset" in detail for detail in details)
+
+
+def test_a_shard_from_before_doc_targets_is_named_by_readers_and_by_the_validator(pack: Callable) -> None:
+    packed = pack(LENGTHS, 16)
+    table = read_arrow(packed.folder / SECOND).drop_columns("doc_targets")
+    write_arrow(packed.folder / SECOND, table.schema, table.to_batches())
+    manifest = read_json(packed.folder / "manifest.json")
+    files = [OutputFile(**manifest["files"][0]), OutputFile.of(packed.folder, SECOND, len(table))]
+    write_manifest(packed.folder, "packed", files, **{name: manifest[name] for name in ("pack", "totals", "drops")})
+    with pytest.raises(UserError, match=f"{SECOND} has no column doc_targets: an earlier version wrote it; pack again"):
+        PackedRows(packed.folder)
+    assert "schema" in kinds(validate(packed.folder))
 
 
 def test_a_part_that_the_manifest_does_not_list_is_named(pack: Callable) -> None:

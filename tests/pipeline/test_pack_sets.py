@@ -11,7 +11,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from seqmill.errors import UserError
-from seqmill.packing.sets import SetPacks, SetSettings, bags_table, validate_sets
+from seqmill.packing.sets import SetPacks, SetSettings, bags_table, plan_sets, validate_sets
+from seqmill.pipeline import pack_sets as stage
 from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.pack_sets import PackSetsConfig, pack_sets
 from seqmill.pipeline.progress import Silent
@@ -71,6 +72,13 @@ def test_workers_and_a_second_run_change_no_byte(bags: Path, tmp_path: Path) -> 
     (tmp_path / "two" / "part-00002.arrow").unlink()
     run(bags, tmp_path / "two")
     assert parts(tmp_path / "one") == parts(tmp_path / "two")
+
+
+def test_the_plan_is_made_once(bags: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    monkeypatch.setattr(stage, "plan_sets", lambda *given: made.append(given) or plan_sets(*given))
+    run(bags, tmp_path / "out")
+    assert len(made) == 1
 
 
 def test_other_files_are_refused(bags: Path, tmp_path: Path, table: pa.Table) -> None:

@@ -70,3 +70,17 @@ def test_an_unknown_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "seqmill.json").write_text(json.dumps({**described, "kind": "telepathic"}))
     with pytest.raises(UserError, match="unknown tokenizer kind 'telepathic'"):
         load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["kind", "special_ids", "settings", "sha256"])
+def test_a_description_without_an_entry_is_refused(tmp_path: Path, name: str) -> None:
+    save_byte(tmp_path)
+    described = json.loads((tmp_path / "seqmill.json").read_text())
+    del described[name]
+    (tmp_path / "seqmill.json").write_text(json.dumps(described))
+    for read in (load, lambda path: copy_artifact(path, tmp_path / "copy")):
+        with pytest.raises(UserError, match=f"seqmill.json has no entry '{name}': it was changed or cut short"):
+            read(tmp_path)
+    (tmp_path / "seqmill.json").write_text("[]")
+    with pytest.raises(UserError, match=r"format version \[\], this seqmill reads"):
+        load(tmp_path)

@@ -202,3 +202,29 @@ def test_no_instances_give_no_rows(pack_bags: Callable) -> None:
     packed = SetPacks(folder)
     assert (packed.rows, list(packed.steps())) == (0, [])
     assert validate_sets(folder).ok
+
+
+@pytest.mark.parametrize(
+    ("ids", "expected"),
+    [
+        (pa.array([0, 2**63, 2**64 - 1], pa.uint64()), pa.uint64()),
+        (pa.array([0, 1, 2**63 - 1], pa.uint64()), pa.int64()),
+        (pa.array([-1, 1, 2], pa.int32()), pa.int64()),
+        (pa.array(["a", "b", "c"], pa.large_string()), pa.string()),
+        (pa.array(["a", "b", "c"]), pa.string()),
+    ],
+)
+def test_ids_of_any_width_are_kept(bags_of: Callable, ids: pa.Array, expected: pa.DataType) -> None:
+    table = bags_table(bags_of([3, 2, 4], 2), [0, 1, 2], [0, 1, 2]).set_column(0, "bag_id", ids)
+    store = BagStore([table.slice(0, 1), table.slice(1)])
+    assert store.bag_ids.type == expected
+    assert store.bag_ids.to_pylist() == ids.to_pylist()
+    packs = list(draw_packs(store, SetSettings(capacity=CAPACITY)))
+    assert {one for pack in packs for one in pack.bag_ids} == set(ids.to_pylist())
+
+
+def test_ids_that_no_type_holds_together_are_refused(bags_of: Callable) -> None:
+    table = bags_table(bags_of([3, 2], 2), [0, 1], [0, 1])
+    tables = [table.set_column(0, "bag_id", pa.array(ids)) for ids in (np.array([2**63, 1], np.uint64), [-1, 1])]
+    with pytest.raises(UserError, match=r"ids of 2\^63 or more, and -1"):
+        BagStore(tables)

@@ -131,5 +131,14 @@ def test_documents_that_give_other_tokens_are_refused(make_run: Callable, tmp_pa
         0,
         23,
     ]
-    with pytest.raises(UserError, match="document 0:0 gives other tokens at 0 than the row has"):
-        trace(made.packed, Target("row", 0), Sources(documents=other.root / "documents"))
+    for target in (Target("row", 0), Target("doc", 0), Target("id", "name-0")):
+        with pytest.raises(UserError, match="document 0:0 gives other tokens at 0 than the row has"):
+            trace(made.packed, target, Sources(documents=other.root / "documents"))
+
+
+@pytest.mark.parametrize("content", ["{", "[]", '{"kind": 7}', ""])
+def test_a_neighbour_may_be_anything(make_run: Callable, tmp_path: Path, content: str) -> None:
+    made = make_run(tmp_path, texts=["this is what was packed"])
+    (made.root / "a broken one").mkdir()
+    (made.root / "a broken one" / "manifest.json").write_text(content)
+    assert trace(made.packed, Target("row", 0))["segments"][0]["document_bytes"] == 23
