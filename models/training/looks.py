@@ -49,9 +49,11 @@ class Looks:
         if config.traps is not None:
             every_trap = EvaluationConfig(context=windows.context)
             sets["traps"] = trap_groups(config.traps, _needed(tokenizer, "traps"), every_trap)
-        samples = config.sample_every or config.prompts
+        encoder = None
+        if config.sample_every or config.prompts:
+            encoder = _load_encoder(_needed(tokenizer, "prompts" if config.prompts else "sample_every"))
         found = None if config.injections is None else TrapTokens.find(job.packed, config.injections)
-        return cls(job, sets, _load_encoder(_needed(tokenizer, "prompts")) if samples else None, found)
+        return cls(job, sets, encoder, found)
 
     def after(self, step: int, model: Model, tokens: int, began: float) -> Iterator[Record]:
         """The records that are due after an update; all ranks call this together, and the first one has the samples.
@@ -87,7 +89,8 @@ class Looks:
 def _needed(tokenizer: Path, purpose: str) -> Path:
     if not tokenizer.is_dir():
         raise UserError(
-            f"{purpose} are texts, and {tokenizer} is not there to encode them; pack again, or leave them out"
+            f"{purpose} needs a tokenizer for texts, and {tokenizer} is not there; pack tokens again that a tokenizer "
+            f"made, or leave {purpose} out"
         )
     return tokenizer
 
