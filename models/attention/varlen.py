@@ -14,21 +14,30 @@ from seqmill.models.attention.dense import HALF_TYPES, Prepared
 from seqmill.models.attention.pattern import Pattern
 from seqmill.models.attention.segments import Segments
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch before 2.10: other backends serve
-    varlen_attn = None  # type: ignore[assignment]
+
+@cache
+def varlen_kernel() -> Callable[..., Any] | None:
+    """torch's function, or None before torch 2.10; imported when it is asked for, since it brings the compiler along,
+    which takes two seconds."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn
+    except ImportError:
+        return None
+    found: Callable[..., Any] = varlen_attn
+    return found
 
 
 def prepare_varlen(segments: Segments, pattern: Pattern) -> Prepared:
     """Attention over the documents as they lie."""
-    arguments, takes_groups = _causal_arguments(varlen_attn, pattern.window)
+    kernel = varlen_kernel()
+    assert kernel is not None  # or `varlen_obstacle` has told
+    arguments, takes_groups = _causal_arguments(kernel, pattern.window)
     bounds, longest = segments.cu_seqlens, segments.max_seqlen
 
     def attention(q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
         if not takes_groups:
             k_TKE, v_TKE = (x.repeat_interleave(q_THE.shape[1] // x.shape[1], dim=1) for x in (k_TKE, v_TKE))
-        out = varlen_attn(q_THE, k_TKE, v_TKE, bounds, bounds, longest, longest, **arguments)
+        out = kernel(q_THE, k_TKE, v_TKE, bounds, bounds, longest, longest, **arguments)
         assert isinstance(out, Tensor)  # a pair only where the log-sum-exp is asked for
         return out
 
@@ -37,14 +46,15 @@ def prepare_varlen(segments: Segments, pattern: Pattern) -> Prepared:
 
 def varlen_obstacle(device: torch.device, dtype: torch.dtype, pattern: Pattern) -> str | None:
     """Why the kernel cannot run so; None where it can."""
-    if device.type != "cuda" or dtype not in HALF_TYPES or varlen_attn is None:
+    kernel = varlen_kernel() if device.type == "cuda" and dtype in HALF_TYPES else None
+    if kernel is None:
         return (
             f"needs CUDA, bfloat16 or float16 and torch 2.10 or later; this is {device.type}, {dtype}, "
             f"torch {torch.__version__}"
         )
     if pattern.sinks:
         return "has windows but no sinks"
-    if pattern.window is not None and "window_size" not in inspect.signature(varlen_attn).parameters:
+    if pattern.window is not None and "window_size" not in inspect.signature(kernel).parameters:
         return f"has windows from torch 2.11 on; this is torch {torch.__version__}"
     return None
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.nn.attention.bias import causal_lower_right
 
 from seqmill.models.attention import Segments
 
@@ -85,6 +84,8 @@ def attend_to_prefix(q_CHE: Tensor, k_PKE: Tensor, v_PKE: Tensor) -> Tensor:
     """
     (queries, _, _), keys = q_CHE.shape, len(k_PKE)
     if q_CHE.is_cuda:
+        from torch.nn.attention.bias import causal_lower_right  # here: it brings the compiler along
+
         k_PKE, v_PKE = (x.repeat_interleave(q_CHE.shape[1] // x.shape[1], dim=1) for x in (k_PKE, v_PKE))
         return _sdpa(q_CHE, k_PKE, v_PKE, causal_lower_right(queries, keys))
     tile = min(_TILE_QUERIES, queries)

@@ -1,7 +1,7 @@
 import subprocess
 import sys
 
-FOREIGN = ("ray", "datasets", "numba", "transformers", "seqmill.pipeline", "seqmill.packing")
+FOREIGN = ("ray", "datasets", "numba", "torch._dynamo", "transformers", "seqmill.pipeline", "seqmill.packing")
 
 
 def test_importing_the_models_pulls_in_neither_pipeline_nor_heavy_libraries() -> None:

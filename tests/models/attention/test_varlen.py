@@ -52,7 +52,7 @@ KERNELS = [kernel_of_2_10, kernel_of_2_11, kernel_of_2_12]
 def test_the_ragged_kernel_is_called_as_its_version_wants(
     kernel: object, pattern: Pattern, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(varlen_module, "varlen_attn", kernel)
+    monkeypatch.setattr(varlen_module, "varlen_kernel", lambda: kernel)
     lengths = [5, 1, 12]
     parts = random_qkv(sum(lengths))
     out = attend(*parts, Segments.of(lengths), "varlen", pattern)
@@ -60,7 +60,7 @@ def test_the_ragged_kernel_is_called_as_its_version_wants(
 
 
 def test_a_version_without_windows_is_not_asked_for_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(varlen_module, "varlen_attn", kernel_of_2_10)
+    monkeypatch.setattr(varlen_module, "varlen_kernel", lambda: kernel_of_2_10)
     device = torch.device("cuda")
     assert choose_backend("auto", device, torch.bfloat16) == "varlen"
     assert choose_backend("auto", device, torch.bfloat16, [Pattern(4)]) == "sdpa"
