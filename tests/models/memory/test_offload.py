@@ -8,6 +8,7 @@ from seqmill.models.memory import MemorySettings
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(
     "settings", [{"checkpoint": "layer"}, {"checkpoint": "keep-attention"}, {"stream_chunk": 512}], ids=str
 )

@@ -50,6 +50,7 @@ def test_the_last_tokens_of_a_document_see_all_before_them(
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs CUDA")
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-4), (torch.bfloat16, 2e-2)])
 def test_the_last_tokens_see_all_before_them_on_a_gpu_too(dtype: torch.dtype, tolerance: float) -> None:
     q, k, v = (x.cuda() for x in random_qkv(700, dtype))

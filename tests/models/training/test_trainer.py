@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from seqmill.errors import UserError
 from seqmill.models import Model, StepRecord, TrainConfig, load, train
 from seqmill.models.checkpoint import newest_checkpoint
+from seqmill.models.memory import MemorySettings
 from seqmill.models.training.runlog import without_clocks
 from seqmill.packing import PackedDataset, load_schedule
 
@@ -259,6 +260,75 @@ def test_asking_for_cuda_where_there_is_none_is_refused(packed: Path, tmp_path: 
 def test_an_impossible_setting_is_refused(changes: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
         TrainConfig(**changes)
+
+
+def test_a_run_begins_with_the_weights_of_another_where_asked(packed: Path, tmp_path: Path) -> None:
+    first = train(packed, tmp_path / "first", dataclasses.replace(SMALL, steps=30))
+    more = dataclasses.replace(SMALL, init=str(tmp_path / "first"), learning_rate=1e-5)
+    assert train(packed, tmp_path / "second", more).loss_first < 0.9 * first.loss_first
+    wider = dataclasses.replace(more, shape={**SHAPE, "ffn_dim": 128})
+    with pytest.raises(
+        UserError, match=r"init = .*first: its model has ffn_dim 96, not 128; choose the model and shape"
+    ):
+        train(packed, tmp_path / "third", wider)
+
+
+@pytest.mark.parametrize(
+    ("shape", "message"),
+    [
+        ({"widht": 3}, "shape has 'widht', which no model has; it takes dim"),
+        ({"vocab_size": 3}, "shape has 'vocab_size'"),
+        ({"layers": "six"}, "shape layers = 'six': must be a number"),
+        ({"heads": 4, "kv_heads": 3}, "kv_heads must divide heads"),
+        ({"experts": 4}, "experts = 4, experts_per_token = 0"),
+    ],
+)
+def test_a_shape_that_no_model_has_is_refused(shape: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        TrainConfig(shape=shape)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"context_parallel": 2}, "context_parallel = 2, and 1 ranks cannot be divided"),
+        (
+            {"memory": MemorySettings(stream_chunk=8), "shape": {**SHAPE, "window": 4}},
+            "a streamed layer attends to all of a document",
+        ),
+        ({"memory": MemorySettings(checkpoint="layer", offload=True)}, "offload = true moves tensors from a GPU"),
+        (
+            {"memory": MemorySettings(mlp_tile=8), "shape": {**SHAPE, "experts": 4, "experts_per_token": 2}},
+            "the balancing loss of experts has no gradient",
+        ),
+        ({"attention": "varlen"}, "varlen.*needs CUDA"),
+    ],
+)
+def test_settings_that_exclude_each_other_are_refused(
+    packed: Path, tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        train(packed, tmp_path / "run", dataclasses.replace(SMALL, **changes))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"memory": MemorySettings(checkpoint="keep-attention", mlp_tile=16)},
+        {"memory": MemorySettings(stream_chunk=20)},
+        {"micro_batch_rows": 4},
+    ],
+    ids=["checkpoint", "stream", "one micro-batch"],
+)
+def test_ways_to_save_memory_and_micro_batches_make_the_same_updates(
+    packed: Path, tmp_path: Path, changes: dict[str, Any]
+) -> None:
+    for name, config in (("plain", SMALL), ("other", dataclasses.replace(SMALL, z_loss=1e-3, **changes))):
+        train(packed, tmp_path / name, dataclasses.replace(config, z_loss=1e-3, steps=4))
+    for line, expected in zip(*(log_of(tmp_path / name) for name in ("other", "plain")), strict=True):
+        assert line["objective"] > line["loss"]
+        for value in ("loss", "objective", "grad_norm"):
+            assert line[value] == pytest.approx(expected[value], rel=1e-4)
 
 
 @pytest.mark.gpu
