@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pools import local
 from seqmill.compress.builders.counts import counts
 from seqmill.compress.builders.reest import reest
 from seqmill.compress.texts import Texts
@@ -45,12 +46,8 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def build(documents: Path, tmp_path: Path) -> Callable[..., EqualInfoEncoder]:
     def call(out: str = "out", workers: int = 1, **settings: Any) -> EqualInfoEncoder:
-        executor = LocalExecutor(workers)
         config = TokenizerConfig(kind="equal-info", equal_info=EqualInfoConfig(**settings))
-        try:
-            encoder = train_tokenizer(documents, config, tmp_path / out, executor, Silent())
-        finally:
-            executor.close()
+        encoder = train_tokenizer(documents, config, tmp_path / out, local(workers), Silent())
         assert isinstance(encoder, EqualInfoEncoder)
         return encoder
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.packing import TokenStore
 from seqmill.pipeline.excerpts import ExcerptConfig, draw_excerpts, excerpt_starts
@@ -30,11 +31,7 @@ def ingested(texts: list[str], out: Path, **settings: Any) -> Path:
 
 
 def draw(documents: Path, out: Path, workers: int = 1, **settings: Any) -> tuple[dict[str, Any], pa.Table]:
-    executor = LocalExecutor(workers)
-    try:
-        manifest = draw_excerpts(documents, ExcerptConfig(**settings), out, executor, Silent())
-    finally:
-        executor.close()
+    manifest = draw_excerpts(documents, ExcerptConfig(**settings), out, local(workers), Silent())
     return manifest, pa.concat_tables(read_arrow(out / file["name"]) for file in manifest["files"])
 
 

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.pipeline import records
 from seqmill.pipeline.execution import Progress, Record
-from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.storage import read_arrow, read_metadata
@@ -101,7 +101,7 @@ def test_outputs_depend_neither_on_place_time_nor_workers(tmp_path: Path, run: R
     os.utime(elsewhere / "a.jsonl", (1, 1))
     one = run(folder, unit_bytes=700)
     config = IngestConfig((str(elsewhere),), unit_bytes=700, max_bad_fraction=1.0)
-    ingest(config, NormaliseConfig(), tmp_path / "two", LocalExecutor(2), progress)
+    ingest(config, NormaliseConfig(), tmp_path / "two", local(2), progress)
     assert len(contents(one.out)) > 5
     assert contents(one.out) == contents(tmp_path / "two")
 

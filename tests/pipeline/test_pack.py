@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, open_manifest, write_manifest
 from seqmill.packing import PackedDataset, load_schedule, validate
@@ -48,11 +49,7 @@ def tokens(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def run(tokens: Path, out: Path, config: PackConfig = CONFIG, workers: int = 1) -> dict[str, Any]:
-    executor = LocalExecutor(workers)
-    try:
-        return pack(tokens, config, out, executor, Silent())
-    finally:
-        executor.close()
+    return pack(tokens, config, out, local(workers), Silent())
 
 
 def files_of(out: Path) -> dict[str, bytes]:

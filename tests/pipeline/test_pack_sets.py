@@ -10,10 +10,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.packing.sets import SetPacks, SetSettings, bags_table, plan_sets, validate_sets
 from seqmill.pipeline import pack_sets as stage
-from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.pack_sets import PackSetsConfig, pack_sets
 from seqmill.pipeline.progress import Silent
 from seqmill.storage import write_arrow
@@ -39,11 +39,7 @@ def bags(tmp_path: Path, table: pa.Table) -> Path:
 
 
 def run(bags: Path, out: Path, workers: int = 1, config: PackSetsConfig = CONFIG) -> dict[str, Any]:
-    executor = LocalExecutor(workers)
-    try:
-        return pack_sets([bags], config, out, executor, Silent())
-    finally:
-        executor.close()
+    return pack_sets([bags], config, out, local(workers), Silent())
 
 
 def parts(out: Path) -> dict[str, bytes]:

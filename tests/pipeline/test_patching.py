@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.packing import validate
@@ -137,7 +138,7 @@ def test_without_patching_tokens_are_as_they_were(corpus: Path, tmp_path: Path, 
 def test_any_number_of_workers_gives_the_same_bytes(
     corpus: Path, tmp_path: Path, by_entropy: Path, workers: int
 ) -> None:
-    cut(corpus, tmp_path, ENTROPY, executor=LocalExecutor(workers))
+    cut(corpus, tmp_path, ENTROPY, executor=local(workers))
     assert files_of(tmp_path) == files_of(by_entropy)
 
 

@@ -1,8 +1,6 @@
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+import victims
 from seqmill.packing import validate
 from seqmill.pipeline.funnel import check_funnel
 from seqmill.storage import read_arrow
@@ -135,15 +134,15 @@ def test_a_killed_run_ends_as_if_it_had_not_been_killed(
     is_whole = moment in ("pack rows", "train")  # a run of data alone would be over before the kill
     if not is_whole:
         small_run.write_text(small_run.read_text().split("[train]")[0])
-    command = [sys.executable, "-m", "seqmill", "run", str(small_run), "--workers", "1", "--quiet"]
-    victim = subprocess.Popen(command, cwd=small_run.parent, start_new_session=True)
+    victim = victims.start(small_run)
     deadline = time.monotonic() + 120
     while not (run / MOMENTS[moment]).exists():
-        assert victim.poll() is None, "the run ended before it could be killed"
+        assert victim.is_alive(), "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.001)
+    assert victim.pid
     os.killpg(victim.pid, signal.SIGKILL)
-    victim.wait()
+    victim.join()
     assert not (run / "report.json").exists()
     before = {path: path.stat().st_mtime_ns for path in run.rglob("part-*.arrow")}
     done = {path for path in before if (path.parent / ".state" / f"{path.stem}.json").exists()}
@@ -172,9 +171,10 @@ def test_a_changed_setting_redoes_what_depends_on_it_and_nothing_else(
 ) -> None:
     small_run.write_text(small_run.read_text().split("[train]")[0])
     run = small_run.parent / "run"
-    seqmill("run", small_run, "--workers", 1, "--quiet", cwd=small_run.parent)
+    one = ("--workers", 1, "--json", "--quiet")
+    seqmill("run", small_run, *one, cwd=small_run.parent)
     before = {path: path.stat().st_mtime_ns for path in run.rglob("part-*.arrow")}
-    done = seqmill("run", small_run, "--set", "pack.seq_len=128", "--json", "--quiet", cwd=small_run.parent)
+    done = seqmill("run", small_run, "--set", "pack.seq_len=128", *one, cwd=small_run.parent)
     changed = {path.parent.name for path, time_ns in before.items() if path.stat().st_mtime_ns != time_ns}
     assert changed == {"packed"}
     assert json.loads(done.stdout)["packing"]["seq_len"] == 128

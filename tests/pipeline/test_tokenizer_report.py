@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.pipeline.executors import LocalExecutor
@@ -103,7 +104,7 @@ def expected(texts: list[str], encode: Count, vocab_size: int) -> dict[str, Any]
 
 def report_on(folder: Path, names: Iterable[str], config: ReportConfig, out: Path, workers: int = 1) -> dict[str, Any]:
     paths = [str(folder / name) for name in names]
-    return tokenizer_report(folder / "documents", paths, config, out, LocalExecutor(workers), Silent())
+    return tokenizer_report(folder / "documents", paths, config, out, local(workers), Silent())
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.pipeline import train_tokenizer as stage
 from seqmill.pipeline.executors import LocalExecutor
@@ -39,11 +40,7 @@ def train(documents: Path, tmp_path: Path) -> Callable[..., dict[str, bytes]]:
     """Train into a folder and return the artifact's files."""
 
     def call(out: str = "out", workers: int = 1, **settings: Any) -> dict[str, bytes]:
-        executor = LocalExecutor(workers)
-        try:
-            train_tokenizer(documents, TokenizerConfig(**settings), tmp_path / out, executor, Silent())
-        finally:
-            executor.close()
+        train_tokenizer(documents, TokenizerConfig(**settings), tmp_path / out, local(workers), Silent())
         return {name: (tmp_path / out / name).read_bytes() for name in FILES}
 
     return call

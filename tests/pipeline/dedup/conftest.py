@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from pools import local
 from seqmill.pipeline.dedup import DedupConfig, dedup
-from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.funnel import check_funnel
 from seqmill.pipeline.ingest import IngestConfig, ingest
 from seqmill.pipeline.normalise import NormaliseConfig
@@ -31,7 +31,7 @@ def run_dedup(tmp_path: Path) -> Callable[..., Deduplicated]:
             lines = [json.dumps(record) + "\n" for record in records[first : first + per_file]]
             (raw / f"{first:06d}.jsonl").write_text("".join(lines))
         documents, out = tmp_path / f"documents-{tag}", tmp_path / f"dedup-{tag}"
-        executor = LocalExecutor(workers)
+        executor = local(workers)
         small_units = IngestConfig((str(raw),), unit_bytes=unit_bytes)
         ingest(small_units, NormaliseConfig(), documents, executor, Silent())
         manifest = dedup(documents, DedupConfig(**config), out, executor, Silent())

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import write_manifest
 from seqmill.pipeline.executors import LocalExecutor
@@ -87,7 +88,7 @@ def run_filter(tmp_path: Path) -> Callable[..., Filtered]:
         settings = IngestConfig((str(raw),), keep_fields=("url",), unit_bytes=unit_bytes)
         ingest(settings, NormaliseConfig(), documents, LocalExecutor(1), Silent())
         config = build(FilterConfig, with_preset(table), "filter")
-        return Filtered(documents, out, filter_documents(documents, config, out, LocalExecutor(workers), Silent()))
+        return Filtered(documents, out, filter_documents(documents, config, out, local(workers), Silent()))
 
     return call
 

@@ -5,8 +5,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from pools import local
 from seqmill.manifest import OutputFile, write_manifest
-from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.funnel import check_funnel
 from seqmill.pipeline.mixing import MixConfig, mix
 from seqmill.pipeline.progress import Silent
@@ -92,6 +92,6 @@ def run_mix(tmp_path: Path) -> Callable[..., Mixed]:
         nonlocal made
         made += 1
         target = out or tmp_path / f"mix-{made}"
-        return Mixed(target, mix(folders, MixConfig(**config), target, LocalExecutor(workers), Silent()))
+        return Mixed(target, mix(folders, MixConfig(**config), target, local(workers), Silent()))
 
     return call

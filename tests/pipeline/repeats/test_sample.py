@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.packing import PackedDataset, validate
@@ -36,7 +37,7 @@ def rows_of(folder: Path) -> list[Row]:
 
 
 def run(tokens: Path, out: Path, config: SampleConfig, workers: int = 1) -> dict[str, Any]:
-    return sample(tokens, config, out, LocalExecutor(workers), Silent())
+    return sample(tokens, config, out, local(workers), Silent())
 
 
 def files_of(folder: Path) -> dict[str, bytes]:

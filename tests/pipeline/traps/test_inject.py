@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pools import local
 from seqmill.errors import UserError
 from seqmill.packing.permutation import round_keys
 from seqmill.pipeline.executors import LocalExecutor
@@ -125,7 +126,7 @@ def test_all_other_tokens_of_the_documents_stay_the_same(
 def test_the_bytes_are_the_same_for_any_number_of_workers(
     injected: Path, documents: Path, traps_file: Path, tmp_path: Path
 ) -> None:
-    inject(documents, traps_file, InjectConfig((1, 4, 16), HOST_BYTES, seed=5), tmp_path, LocalExecutor(2), Silent())
+    inject(documents, traps_file, InjectConfig((1, 4, 16), HOST_BYTES, seed=5), tmp_path, local(2), Silent())
     names = sorted(path.name for path in injected.iterdir() if path.is_file())
     assert {"injections.parquet", "manifest.json", "part-00000.arrow", "traps.parquet"} <= set(names)
     for name in names:
