@@ -25,6 +25,7 @@ TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
 PACKERS = ("trl", "lightbinpack")
 LOADERS = ("litdata", "mosaicml-streaming", "datasets")
 DECODERS = ("transformers",)
+TRAINERS = ("transformers",)
 OUR_OWN = (
     "gigatoken",
     "tokenizers",
@@ -55,13 +56,11 @@ class Answer:
 @dataclass(frozen=True)
 class System:
     """One implementation behind benchmarks/peers/TASKS_NAME.py; the tasks are told by protocol.py, tokens.py,
-    sequences.py, batches.py and steps.py."""
+    sequences.py, batches.py, steps.py and updates.py."""
 
     name: str
     python: Path
-    tasks: str = (
-        "run"  # of deduplication; "encode": of tokenizers; "plan": of packers; "read": of loaders; "step": of decoders
-    )
+    tasks: str = "run"  # of deduplication; "encode", "plan", "read", "step", "train": of the kinds of systems above
     one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:
