@@ -15,7 +15,9 @@ from typing import Any
 
 import pytest
 
+from pools import local
 from seqmill.cli import main
+from seqmill.pipeline.executors import EXECUTORS
 
 pytestmark = [pytest.mark.slow, pytest.mark.xdist_group("readme")]
 
@@ -121,8 +123,10 @@ def test_every_stage_command_prints_what_the_readme_shows(stages: Stages) -> Non
 def run_here(
     stages: Stages, workplace: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> Callable[[str], str]:
-    """Run a command in this process, which has imported everything: that takes longer than the work."""
+    """Run a command in this process and the workers that all commands share, which have imported everything: that
+    takes longer than the work."""
     monkeypatch.chdir(workplace)
+    monkeypatch.setitem(EXECUTORS, "local", lambda workers, address: local(workers))
 
     def call(command: str) -> str:
         monkeypatch.setattr(sys, "argv", shlex.split(command))
