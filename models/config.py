@@ -49,6 +49,9 @@ class RopeScaling:
         known = {field.name for field in fields(cls)}
         if not {"kind", "factor"} <= set(values) <= known:
             raise UserError(f"rope_scaling has fields {sorted(values)}; it takes {', '.join(sorted(known))}")
+        for name, value in values.items():
+            if name != "kind" and not isinstance(value, int | float):
+                raise UserError(f"rope_scaling {name} = {value!r}: must be a number")
         return cls(**values)
 
 

@@ -199,7 +199,9 @@ def balance_loss(routings: Sequence[Routing], counts_LN: Tensor) -> Tensor:
     """
     _require_gradient(routings)
     parts = [
-        counts_N.numel() * (counts_N / counts_N.sum() * r.probabilities_TN.sum(0)).sum() / _tokens(r, counts_N)
+        counts_N.numel()
+        * (counts_N / counts_N.sum().clamp(min=1) * r.probabilities_TN.sum(0)).sum()
+        / _tokens(r, counts_N)
         for r, counts_N in zip(routings, counts_LN, strict=True)
     ]
     return torch.stack(parts).sum()
@@ -226,9 +228,14 @@ def load_imbalance(counts_LN: Tensor) -> list[float]:
     return ratios
 
 
+def _shares(counts_N: Tensor) -> Tensor:
+    """f_i; zeros where nothing was chosen."""
+    return counts_N / counts_N.sum().clamp(min=1)
+
+
 def _tokens(routing: Routing, counts_N: Tensor) -> Tensor:
-    """Tokens of the whole update."""
-    return counts_N.sum() / routing.chosen_TC.shape[1]
+    """Tokens of the whole update; 1 where there is none, so that nothing is divided by zero."""
+    return (counts_N.sum() / routing.chosen_TC.shape[1]).clamp(min=1)
 
 
 def _require_gradient(routings: Sequence[Routing]) -> None:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 import pyarrow as pa
 
+from seqmill.errors import UserError
 from seqmill.models.generate import generate
 from seqmill.models.transformer import Model
 
@@ -52,6 +53,17 @@ def sample_texts(model: Model, encoder: "Encoder", prompts: Sequence[str], confi
     whole = decode_texts(encoder, [(*before, *after) for before, after in zip(kept, new, strict=True)])
     rests = [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)]  # ids may begin in the prompt
     return _with_texts(prompts, rests)
+
+
+def check_prompts(encoder: "Encoder", prompts: Sequence[str]) -> None:
+    """Whether all prompts can be continued, before a model is there to do it.
+
+    Raises:
+        UserError: a prompt has no token.
+    """
+    for index, ids in enumerate(encoder.encode(pa.array(prompts, pa.large_string())).to_pylist()):
+        if not ids:
+            raise UserError(f"prompt {index} is {prompts[index]!r}, which has no token to go on from; give it a text")
 
 
 def sample_beginnings(

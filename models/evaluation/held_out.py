@@ -123,6 +123,18 @@ class HeldOut:
         sizes = [table.column("num_bytes").to_numpy() for table in tables]
         return cls(TokenStore(tables, manifest), np.concatenate([np.empty(0, np.uint32), *sizes]), config)
 
+    def require_vocabulary(self, vocab_size: int) -> None:
+        """Whether a model of so many ids knows all of these.
+
+        Raises:
+            UserError: it does not.
+        """
+        if self.store.vocab_size > vocab_size:
+            raise UserError(
+                f"the held-out tokens have a vocabulary of {self.store.vocab_size} ids, the model one of {vocab_size}; "
+                "tokenize them with the tokenizer that the model was trained with"
+            )
+
     @cached_property
     def lengths(self) -> Int64s:
         """Tokens of each document, int64[documents]."""

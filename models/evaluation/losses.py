@@ -52,11 +52,7 @@ def evaluate(
         UserError: the tokens' vocabulary is larger than the model's, or a loss is no finite number.
     """
     store = held_out.store
-    if store.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"the held-out tokens have a vocabulary of {store.vocab_size} ids, the model one of "
-            f"{model.config.vocab_size}; tokenize them with the tokenizer that the model was trained with"
-        )
+    held_out.require_vocabulary(model.config.vocab_size)
     dtype = dtype or model.head_weight.dtype
     backend = choose_backend(backend, model.device, dtype)
     sums = np.zeros(len(store.sources))

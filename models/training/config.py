@@ -1,5 +1,6 @@
 """What a training run is asked to do, checked before any work."""
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -84,17 +85,21 @@ class TrainConfig:
                 f"warmup_steps = {self.warmup_steps} is more than steps = {self.steps}: the rate would never reach its "
                 "peak; lower warmup_steps or leave it out"
             )
-        for name, needed in (("eval_every", "eval_tokens"), ("sample_every", "eval_tokens or prompts")):
-            if getattr(self, name) and not (self.eval_tokens or (name == "sample_every" and self.prompts)):
-                raise UserError(f"{name} = {getattr(self, name)} needs {needed}: there is nothing to look at")
+        if self.eval_every and not (self.eval_tokens or self.traps):
+            raise UserError(f"eval_every = {self.eval_every} needs eval_tokens or traps: there is nothing to look at")
+        if self.sample_every and not (self.eval_tokens or self.prompts):
+            raise UserError(f"sample_every = {self.sample_every} needs eval_tokens or prompts to begin with")
 
     def _check_shape(self) -> None:
         known = {each.name for each in fields(ModelConfig)} - {"vocab_size"}
+        plain = preset_config(self.model, 1)
         for name, value in self.shape.items():
             if name not in known:
                 raise UserError(f"shape has {name!r}, which no model has; it takes {', '.join(sorted(known))}")
-            if not isinstance(value, int | float | Mapping | None):
-                raise UserError(f"shape {name} = {value!r}: must be a number, true, false or a table")
+            kinds = _SHAPE_KINDS.get(name, (type(getattr(plain, name)),))
+            if not isinstance(value, kinds) or (isinstance(value, bool) and bool not in kinds):
+                wanted = " or ".join(kind.__name__ for kind in kinds)
+                raise UserError(f"shape {name} = {value!r} is of the wrong type: {wanted} is needed")
         self.model_config(vocab_size=1)
 
     def model_config(self, vocab_size: int) -> ModelConfig:
@@ -127,8 +132,14 @@ class TrainConfig:
         return self.warmup_steps if self.warmup_steps is not None else min(200, self.steps // 10)
 
 
-_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: value > 0, "positive")
-_AT_LEAST_ZERO: tuple[Callable[[Any], bool], str] = (lambda value: value >= 0, "0 or more")
+# Fields of ModelConfig whose default tells less than all that they may be.
+_SHAPE_KINDS: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("window", "full_every", "nope_every"), (int,)),
+    **dict.fromkeys(("rope_theta", "norm_eps"), (int, float)),
+    "rope_scaling": (Mapping,),
+}
+_POSITIVE: tuple[Callable[[Any], bool], str] = (lambda value: 0 < value < math.inf, "positive and finite")
+_AT_LEAST_ZERO: tuple[Callable[[Any], bool], str] = (lambda value: 0 <= value < math.inf, "0 or more")
 _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "steps": _POSITIVE,
     "batch_tokens": _POSITIVE,
@@ -151,7 +162,7 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "grad_clip": _POSITIVE,
     "checkpoint_every": _POSITIVE,
     "keep_last": (lambda value: value >= 1, "1 or more, since a run resumes from its newest checkpoint"),
-    "seed": _AT_LEAST_ZERO,
+    "seed": (lambda value: 0 <= value < 1 << 63, "0 or more, and below 2^63"),
     "device": (lambda value: value in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
     "dtype": (lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
     "micro_batch_rows": _POSITIVE,

@@ -51,6 +51,8 @@ class Job:
             "rows per step": self.rows,
             "packed data": self.fingerprint,
         }
+        if self.config.normalisation == "rank-token-mean":
+            resolved["data ranks"] = self.ranks.size // self.config.context_parallel
         if self.schedule is not None:
             resolved["bucket schedule"] = self.schedule.fingerprint
         if self.plan is not None:

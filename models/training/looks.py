@@ -12,7 +12,7 @@ from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.models.evaluation import EvaluationConfig, HeldOut, evaluate, gather_losses
 from seqmill.models.evaluation.traps import TrapTokens, trap_groups
-from seqmill.models.samples import SampleConfig, sample_beginnings, sample_texts
+from seqmill.models.samples import SampleConfig, check_prompts, sample_beginnings, sample_texts
 from seqmill.models.training.job import Job
 from seqmill.models.training.runlog import EvaluationRecord, Record, SampleRecord
 from seqmill.models.training.sharing import whole
@@ -52,6 +52,7 @@ class Looks:
         encoder = None
         if config.sample_every or config.prompts:
             encoder = _load_encoder(_needed(tokenizer, "prompts" if config.prompts else "sample_every"))
+            check_prompts(encoder, config.prompts)
         found = None if config.injections is None else TrapTokens.find(job.packed, config.injections)
         return cls(job, sets, encoder, found)
 

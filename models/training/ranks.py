@@ -63,11 +63,6 @@ class Ranks:
         dist.broadcast_object_list(box)
         return box[0]
 
-    def wait(self) -> None:
-        """Go on when all ranks have come here."""
-        if self.size > 1:
-            dist.barrier()
-
 
 ALONE = Ranks()
 

@@ -39,11 +39,12 @@ def train_on_ray(packed: Path, out: Path, config: TrainConfig, workers: int) -> 
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=choose_device(config.device) == "cuda"),
         run_config=RunConfig(storage_path=str(out / _FOLDER)),
     )
-    with plain_errors(out):
-        trainer.fit()
-    result = TrainResult(**read_json(out / _FOLDER / _RESULT))
-    shutil.rmtree(out / _FOLDER)
-    return result
+    try:
+        with plain_errors(out):
+            trainer.fit()
+        return TrainResult(**read_json(out / _FOLDER / _RESULT))
+    finally:
+        shutil.rmtree(out / _FOLDER, ignore_errors=True)
 
 
 def _train_one_rank(arguments: dict[str, Any]) -> None:

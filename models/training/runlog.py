@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 LOG, EVALUATIONS, SAMPLES = "log.jsonl", "eval.jsonl", "samples.jsonl"
 
-# Fields that depend on the machine and the moment; all others are the same whenever a run is done again.
-CLOCKS = frozenset({"seconds", "tokens_per_second", "mfu", "loader_wait", "peak_memory"})
+# Fields that depend on the machine, the moment and the number of ranks; all others are the same in every repetition.
+CLOCKS = frozenset({"seconds", "tokens_per_second", "mfu", "padding_share", "loader_wait", "peak_memory"})
 
 
 @dataclass(frozen=True)

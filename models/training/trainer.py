@@ -22,7 +22,7 @@ from typing import Any
 import torch
 
 from seqmill.errors import UserError
-from seqmill.models.attention import choose_for_batch
+from seqmill.models.attention import Choice, choose_for_batch
 from seqmill.models.checkpoint import (
     CheckpointWriter,
     TrainState,
@@ -146,7 +146,7 @@ def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
         _check_same_run(start.identity, job.identity, checkpoint)
     dataset.load_state_dict(dict(start.loader))
     job = _choose_attention(job, dataset, start.step)
-    model = _first_weights(job).to(job.device)
+    model = (_first_weights(job) if checkpoint is None else Model(job.model, seed=None)).to(job.device)
     loss = spread(PackedLoss(model, _loss_settings(job)), config.parallel, job.ranks)
     optimizer = Optimizer(model, config.optimizer, config.betas, config.weight_decay)
     if checkpoint is not None:
@@ -157,11 +157,13 @@ def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
 
 def _choose_attention(job: Job, dataset: Any, step: int) -> Job:
     """For "auto" the backend that is the fastest on the first micro-batch; the first rank's choice, for all."""
-    first = next(split_batch(dataset.batch_at(step), job.micro_batch_tokens, job.device), None)
-    if first is None or job.config.attention != "auto" or job.device.type != "cuda":
+    if job.config.attention != "auto" or job.device.type != "cuda":
         return job
-    is_even = job.schedule is not None
-    choice = choose_for_batch("auto", job.model, first.segments, job.dtype, always_even=is_even)
+    first = next(split_batch(dataset.batch_at(step), job.micro_batch_tokens, job.device), None)
+    choice = Choice(job.backend)  # of a rank without rows
+    if first is not None:
+        is_even = job.schedule is not None
+        choice = choose_for_batch("auto", job.model, first.segments, job.dtype, always_even=is_even)
     return replace(job, backend=job.ranks.agree(choice.backend), timings=choice.timings)
 
 

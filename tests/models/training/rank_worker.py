@@ -27,7 +27,7 @@ RUNS = {
     "fsdp": {**SMALL, "parallel": "fsdp"},
     "odd": {**SMALL, "batch_tokens": 64, "parallel": "fsdp"},  # one row an update: one rank has none
     "muon": {**SMALL, "parallel": "fsdp", "optimizer": "muon"},
-    "ring": {**SMALL, "context_parallel": 2},
+    "ring": {**SMALL, "context_parallel": 2, "batch_tokens": 64, "shape": {**SHAPE, "qk_norm": True}},
     "ulysses": {**SMALL, "context_parallel": 2, "context_kind": "ulysses", "parallel": "fsdp"},
     "experts": {**SMALL, "shape": {**SHAPE, "experts": 4, "experts_per_token": 2}, "balance": 0.1, "router_z": 0.01},
     "lean": {**SMALL, "parallel": "fsdp", "memory": MemorySettings(checkpoint="keep-attention", mlp_tile=16)},

@@ -164,8 +164,15 @@ def test_held_out_documents_of_another_tokenizer_are_refused(
         )
 
 
+def test_a_prompt_without_a_token_is_refused_before_the_first_update(corpus: Path, tmp_path: Path) -> None:
+    config = TrainConfig(shape=SHAPE, steps=2, batch_tokens=512, prompts=("a", ""))
+    with pytest.raises(UserError, match="prompt 1 is '', which has no token to go on from"):
+        train(corpus / "packed", tmp_path / "run", config)
+    assert not (tmp_path / "run" / "log.jsonl").exists()
+
+
 def test_looks_at_nothing_are_refused() -> None:
-    with pytest.raises(UserError, match="eval_every = 5 needs eval_tokens: there is nothing to look at"):
+    with pytest.raises(UserError, match="eval_every = 5 needs eval_tokens or traps: there is nothing to look at"):
         TrainConfig(eval_every=5)
     with pytest.raises(UserError, match="sample_every = 5 needs eval_tokens or prompts"):
         TrainConfig(sample_every=5)

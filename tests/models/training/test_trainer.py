@@ -254,6 +254,8 @@ def test_asking_for_cuda_where_there_is_none_is_refused(packed: Path, tmp_path: 
         ({"keep_last": 0}, "keep_last = 0.*resumes"),
         ({"device": "tpu"}, "device = tpu: must be auto, cpu or cuda"),
         ({"steps": 5, "warmup_steps": 6}, "warmup_steps = 6 is more than steps = 5"),
+        ({"learning_rate": float("inf")}, "learning_rate = inf: must be positive and finite"),
+        ({"seed": 1 << 63}, "seed = 9223372036854775808: must be 0 or more, and below"),
         ({"min_lr_ratio": 1.5}, r"min_lr_ratio = 1\.5"),
     ],
 )
@@ -266,6 +268,10 @@ def test_a_run_begins_with_the_weights_of_another_where_asked(packed: Path, tmp_
     first = train(packed, tmp_path / "first", dataclasses.replace(SMALL, steps=30))
     more = dataclasses.replace(SMALL, init=str(tmp_path / "first"), learning_rate=1e-5)
     assert train(packed, tmp_path / "second", more).loss_first < 0.9 * first.loss_first
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000010")
+    shutil.move(tmp_path / "first", tmp_path / "elsewhere")
+    assert train(packed, tmp_path / "second", more).resumed_from == 5  # which needs the first run no more
+    shutil.move(tmp_path / "elsewhere", tmp_path / "first")
     wider = dataclasses.replace(more, shape={**SHAPE, "ffn_dim": 128})
     with pytest.raises(
         UserError, match=r"init = .*first: its model has ffn_dim 96, not 128; choose the model and shape"
@@ -278,7 +284,11 @@ def test_a_run_begins_with_the_weights_of_another_where_asked(packed: Path, tmp_
     [
         ({"widht": 3}, "shape has 'widht', which no model has; it takes dim"),
         ({"vocab_size": 3}, "shape has 'vocab_size'"),
-        ({"layers": "six"}, "shape layers = 'six': must be a number"),
+        ({"layers": "six"}, "shape layers = 'six' is of the wrong type: int is needed"),
+        ({"layers": 2.0}, r"shape layers = 2\.0 is of the wrong type"),
+        ({"layers": None}, "shape layers = None is of the wrong type"),
+        ({"rope_scaling": 3}, "shape rope_scaling = 3 is of the wrong type"),
+        ({"rope_scaling": {"kind": "linear", "factor": "a"}}, "rope_scaling factor = 'a': must be a number"),
         ({"heads": 4, "kv_heads": 3}, "kv_heads must divide heads"),
         ({"experts": 4}, "experts = 4, experts_per_token = 0"),
     ],
