@@ -119,8 +119,11 @@ class _CrossEntropySum(torch.autograd.Function):
             targets_C = targets_C.where(counted_C, 0)
             logits_CV = (hidden_CD @ compute_VD.T).float()
             logits_CV[:, vocab_size:] = -torch.inf
-            normaliser_C = logits_CV.logsumexp(dim=1, keepdim=True)
-            losses_C = (normaliser_C - logits_CV.gather(1, targets_C)) * counted_C
+            largest_C = logits_CV.amax(dim=1, keepdim=True)
+            below_C = logits_CV.sub_(largest_C).gather(1, targets_C)  # of the target, below the largest
+            sum_C = logits_CV.exp_().sum(dim=1, keepdim=True)
+            losses_C = (sum_C.log() - below_C) * counted_C
+            normaliser_C = sum_C.log() + largest_C
             scale_C = counted_C if weights_T is None else counted_C * weights_T[chunk, None]
             loss += (losses_C if weights_T is None else losses_C * scale_C).sum()
             if z_coefficient:
@@ -129,11 +132,9 @@ class _CrossEntropySum(torch.autograd.Function):
                 part_C = part_T[chunk, None]
                 parts += torch.stack([(losses_C * (part_C == part)).sum() for part in range(len(PARTS))])
             if grad_hidden_TD is not None and grad_weight_VD is not None:
-                grad_CV = logits_CV.sub_(normaliser_C).exp_()
-                if z_coefficient:
-                    grad_CV *= 1 + 2 * z_coefficient * normaliser_C
-                grad_CV.scatter_add_(1, targets_C, grad_CV.new_full((), -1.0).expand_as(targets_C))
-                grad_CV = grad_CV.mul_(scale_C).to(hidden_TD.dtype)
+                of_softmax_C = scale_C * (1 + 2 * z_coefficient * normaliser_C) if z_coefficient else scale_C
+                grad_CV = logits_CV.mul_(of_softmax_C / sum_C)
+                grad_CV = grad_CV.scatter_add_(1, targets_C, -scale_C.float()).to(hidden_TD.dtype)
                 torch.mm(grad_CV, compute_VD, out=grad_hidden_TD[chunk])
                 grad_weight_VD += grad_CV.T @ hidden_CD
         ctx.save_for_backward(grad_hidden_TD, grad_weight_VD)
