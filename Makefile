@@ -10,7 +10,7 @@ demo: .venv/demo.stamp
 
 # One thread per test process: OpenMP threads of two processes on two cores wait for each other.
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not gpu" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not gpu and not wide" -n 2 --dist loadgroup
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -66,7 +66,7 @@ def test_every_way_is_a_possible_setting(driver: Any) -> None:
     assert len(set(settings.values())) == len(settings) - 1  # "plain" and "chunked loss" differ in the loss alone
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_point_is_measured_in_processes_of_its_own(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(bench.LENGTHS, "cpu", (512, 2560))
     monkeypatch.setitem(bench.VOCABULARY, "cpu", 4096)

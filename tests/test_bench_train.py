@@ -167,7 +167,7 @@ def test_the_trainer_of_transformers_makes_the_same_updates(
     assert found["padding_share"] < 1
 
 
-@pytest.mark.slow
+@pytest.mark.wide
 def test_a_case_is_measured_in_processes_of_its_own() -> None:
     result = run_benchmark("train", data=EXAMPLES / "jargon.jsonl", cases=["one-thread"], model=PRESET, peers=[])
     assert "threads 1; " in result["notes"][0]

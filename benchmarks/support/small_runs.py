@@ -12,7 +12,7 @@ import torch
 
 from seqmill.models.attention import Segments
 from seqmill.models.config import ModelConfig, find_preset, preset_config
-from seqmill.models.loss import cross_entropy_parts
+from seqmill.models.loss import PARTS, cross_entropy_parts
 from seqmill.models.training.optim import Optimizer
 from seqmill.models.transformer import Model
 
@@ -101,7 +101,7 @@ def train(
 def evaluate(model: Model, stream: Stream) -> tuple[float, float]:
     """Bits per byte of a stream, every id predicted once, and nats per id that is no end of a document."""
     ends = stream.ids[1:] == stream.vocab_size - 1
-    sums = torch.zeros(2, dtype=torch.float64)
+    sums = torch.zeros(len(PARTS), dtype=torch.float64)
     whole = stream.tokens // CONTEXT
     with torch.no_grad():
         for first in range(0, whole, EVALUATED_ROWS):
@@ -109,7 +109,7 @@ def evaluate(model: Model, stream: Stream) -> tuple[float, float]:
             sums += _losses(model, stream.ids[places + np.arange(CONTEXT + 1)], stream.vocab_size)[1].double().cpu()
         if stream.tokens % CONTEXT:
             sums += _losses(model, stream.ids[None, whole * CONTEXT :], stream.vocab_size)[1].double().cpu()
-    text, end = sums.tolist()
+    text, end, _ = sums.tolist()
     return (text + end) / math.log(2) / stream.bytes, text / int((~ends).sum())
 
 
@@ -130,4 +130,4 @@ def _losses(model: Model, rows: np.ndarray, vocab_size: int) -> tuple[torch.Tens
     inputs, targets = (torch.from_numpy(np.ascontiguousarray(part)).reshape(-1) for part in (rows[:, :-1], rows[:, 1:]))
     inputs, targets = inputs.to(device), targets.to(device)
     hidden = model(inputs, segments.positions().to(device), segments)
-    return cross_entropy_parts(hidden, model.head_weight, targets, vocab_size, targets == vocab_size - 1)
+    return cross_entropy_parts(hidden, model.head_weight, targets, vocab_size, (targets == vocab_size - 1).long())

@@ -55,7 +55,7 @@ def begin_alone(packed: Path, out: Path, name: str) -> None:
         train(packed, out / name, settings_of(name), stop)
 
 
-@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.slow)])
+@pytest.fixture(scope="module", params=[2, pytest.param(4, marks=pytest.mark.wide)])
 def together(request: pytest.FixtureRequest, packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What so many ranks made of everything in rank_worker."""
     ranks, out = request.param, tmp_path_factory.mktemp("together")
