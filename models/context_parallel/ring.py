@@ -100,6 +100,7 @@ class _Ring:
 
     @classmethod
     def of(cls, split: ContextSplit, group: dist.ProcessGroup) -> "_Ring":
+        """What follows from the split, for this rank of the group."""
         heads = [head for chunk in split.chunks(group.rank()) if (head := _head(split, chunk))]
         tails = [[_tail(split, chunk) for chunk in split.chunks(rank)] for rank in range(split.ranks)]
         sizes = tuple(sum(map(len, of_rank)) for of_rank in tails)
@@ -164,6 +165,7 @@ class _RingAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q_QHE: Tensor, k_QKE: Tensor, v_QKE: Tensor, tails_2SKE: Tensor, ring: _Ring) -> Tensor:
+        """Own keys first, then those that come round, merged by their log-sum-exp."""
         found = [attend_block(q_QHE[head], k_QKE[head], v_QKE[head], causal=True) for head in ring.heads]
         for step, (k_SKE, v_SKE) in ring.visits(tails_2SKE.contiguous()):
             for head, keys in ring.seen[ring.source(step)]:
@@ -176,6 +178,7 @@ class _RingAttention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grad_outputs: Tensor) -> tuple[Tensor | None, ...]:
+        """Of the five arguments of `forward`."""
         ring: _Ring = ctx.ring
         q_QHE, k_QKE, v_QKE, tails_2SKE, out_QHE, *normalisers = ctx.saved_tensors
         merged = [Attended(out_QHE[head], lse_HQ) for head, lse_HQ in zip(ring.heads, normalisers, strict=True)]

@@ -1,13 +1,13 @@
 """Checks of documents and tokens: what a stage writes is valid, and every damage is noticed."""
 
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
+from damage import flipped_bits
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST, OutputFile, write_manifest
 from seqmill.pipeline.executors import LocalExecutor
@@ -148,21 +148,6 @@ def test_tokens_of_another_tokenizer_are_named(tokens: Path) -> None:
     assert any(fault.startswith("tokenizer: tokenizer/: it cannot be loaded") for fault in faults(tokens))
 
 
-def flipped(folder: Path, count: int) -> Iterator[str]:
-    rng = random.Random(1)
-    for number in range(count):
-        path = folder / (MANIFEST, PART)[number % 2]
-        whole = path.read_bytes()
-        place = rng.randrange(len(whole))
-        damaged = bytearray(whole)
-        damaged[place] ^= 1 << rng.randrange(8)
-        path.unlink()  # a new file: the old one may still be mapped
-        path.write_bytes(damaged)
-        yield f"bit of byte {place} of {path.name}"
-        path.unlink()
-        path.write_bytes(whole)
-
-
 def test_every_flipped_bit_is_noticed_and_none_crashes(tokens: Path, documents: Path) -> None:
     def is_noticed(folder: Path) -> bool:
         try:
@@ -171,7 +156,7 @@ def test_every_flipped_bit_is_noticed_and_none_crashes(tokens: Path, documents: 
             return True
 
     for folder in (tokens, documents):
-        assert [place for place in flipped(folder, 80) if not is_noticed(folder)] == []
+        assert [place for place in flipped_bits(folder, 40, 1, (MANIFEST, PART)) if not is_noticed(folder)] == []
         assert not is_noticed(folder)
 
 

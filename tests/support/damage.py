@@ -1,7 +1,7 @@
 """Damage to finished folders, as a disk does it; imported by tests."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -11,10 +11,11 @@ from seqmill.storage import read_arrow
 HEAD = 3000  # bytes of a file with its metadata, about
 
 
-def flipped_bits(folder: Path, count: int, seed: int = 0) -> Iterator[str]:
-    """Flip one bit after the other, at `count` places of all files and as many of their heads; put each back."""
+def flipped_bits(folder: Path, count: int, seed: int = 0, names: Sequence[str] = ()) -> Iterator[str]:
+    """Flip one bit after the other, at `count` places of the files called so (default: all) and as many of their heads;
+    put each back."""
     rng = random.Random(seed)
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = sorted(path for path in folder.iterdir() if path.is_file() and (not names or path.name in names))
     for number in range(2 * count):
         path = rng.choice(files)
         whole = path.read_bytes()
