@@ -18,7 +18,7 @@ import torch
 from seqmill.models.attention import HALF_TYPES
 from seqmill.models.config import ModelConfig
 
-# Dense bfloat16 with float32 sums, in operations a second, from the makers' data sheets; the first name found counts.
+# Dense bfloat16 with float32 sums, in operations a second, from the maker's data sheets; the first name found counts.
 PEAKS: Mapping[str, float] = MappingProxyType(
     {
         "H200 NVL": 835e12,
@@ -26,13 +26,7 @@ PEAKS: Mapping[str, float] = MappingProxyType(
         "H100 PCIe": 756e12,
         "H100": 989e12,  # SXM, whose name is "NVIDIA H100 80GB HBM3"
         "H200": 989e12,
-        "GH200": 989e12,
-        "H800 PCIe": 756e12,
-        "H800": 989e12,
         "A100": 312e12,
-        "A800": 312e12,
-        "L40S": 362e12,
-        "L4": 121e12,
     }
 )
 
@@ -75,7 +69,7 @@ def peak_flops(device: torch.device, dtype: torch.dtype) -> float | None:
 def peak_of(name: str) -> float | None:
     """The entry of `PEAKS` for a device of this name, as torch.cuda.get_device_name gives it; None where there is none.
 
-    A name counts as a whole: "NVIDIA L40" is no L4.
+    A name counts as a whole: "NVIDIA GH200" is no H200.
     """
     for known, peak in PEAKS.items():
         if re.search(rf"(?<!\w){known}(?!\w)", name):
