@@ -10,7 +10,11 @@ Ids go in and come out; the tokenizer that the packed folder carries is copied t
 
 from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
-from seqmill.models.generate import GeneratedSequence, generate, score
+from seqmill.models.generate import score
+from seqmill.models.inference.engine import Engine, EngineSettings
+from seqmill.models.inference.generate import generate
+from seqmill.models.inference.requests import GeneratedSequence, Request
+from seqmill.models.inference.sampling import Sampling
 from seqmill.models.isolation import Isolation, check_isolation
 from seqmill.models.training.config import TrainConfig
 from seqmill.models.training.runlog import StepRecord
@@ -20,10 +24,14 @@ from seqmill.models.vocabulary import extend_vocabulary
 
 __all__ = [
     "PRESETS",
+    "Engine",
+    "EngineSettings",
     "GeneratedSequence",
     "Isolation",
     "Model",
     "ModelConfig",
+    "Request",
+    "Sampling",
     "StepRecord",
     "TrainConfig",
     "TrainResult",
