@@ -5,10 +5,11 @@ each sequence that is being continued, then prompts, in the order in which they 
 tokens lasts; a prompt that does not fit goes on in the next step. A request is admitted only when all pages that it can
 ever need are there, so that none is ever thrown out again.
 """
+# ruff: noqa: N803, N806 (the axes are capital letters)
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -18,7 +19,8 @@ from torch import Tensor
 from seqmill.errors import UserError
 from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
-from seqmill.models.inference.cache import CachedSequence, Group, KVCache, groups_of
+from seqmill.models.inference.cache import Group, KVCache, groups_of
+from seqmill.models.inference.live import Live, Ready
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
 from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
@@ -64,38 +66,6 @@ class Event(NamedTuple):
     sample: int
     token: int | None  # None: it has ended
     finish: Finish | None = None
-
-
-@dataclass(eq=False)
-class _Live:
-    """A sequence on its way."""
-
-    number: int  # of its request
-    sample: int
-    request: Request
-    sequence: CachedSequence
-    draws: np.ndarray  # float64[max_new_tokens]: one random number for each token that may come
-    need: list[int]  # of each group: pages that it may take in all
-    scheduled: int = 0  # tokens of the prompt that are in the cache
-    tokens: list[int] = field(default_factory=list)  # new ones
-    finish: Finish | None = None
-    text: bytes | None = None
-
-    @property
-    def is_prompt(self) -> bool:
-        """Whether tokens of its prompt are still to come."""
-        return self.scheduled < len(self.request.prompt)
-
-    @property
-    def room(self) -> int:
-        """Tokens that may still come."""
-        return len(self.draws) - len(self.tokens)
-
-    @property
-    def result(self) -> GeneratedSequence:
-        """What came of it."""
-        assert self.finish is not None
-        return GeneratedSequence(tuple(self.tokens), self.finish, len(self.request.prompt), text=self.text)
 
 
 class Engine:
@@ -157,7 +127,7 @@ class Engine:
         sees_all = len(self._groups) == 1 and self._groups[0].pattern.window is None
         self._prefixes = PrefixCache(self._cache.pools[0], size) if self.settings.prefix_cache and sees_all else None
         self._waiting: deque[tuple[int, Request]] = deque()
-        self._live: list[_Live] = []
+        self._live: list[Live] = []
         self._done: dict[int, list[GeneratedSequence | None]] = {}
         self._numbers = 0
 
@@ -202,9 +172,16 @@ class Engine:
         self._done[number] = [each or missing for each in self._done[number]]
 
     def results(self, number: int) -> list[GeneratedSequence] | None:
-        """What came of all samples of a request, which is forgotten then; None while one of them lives."""
+        """What came of all samples of a request, which is forgotten then; None while one of them lives.
+
+        Raises:
+            KeyError: there is no such request, or its results were given before.
+        """
         found = [each for each in self._done[number] if each is not None]
-        return self._done.pop(number) and found if len(found) == len(self._done[number]) else None
+        if len(found) < len(self._done[number]):
+            return None
+        del self._done[number]
+        return found
 
     @torch.inference_mode()
     def step(self) -> list[Event]:
@@ -217,8 +194,7 @@ class Engine:
         first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
         self.statistics.steps += 1
         self._note_pages()
-        ready = [_Ready(live, piece, first_rows[piece]) for live, piece in pieces]
-        ready = [each for one in ready for each in self._written(one)]
+        ready = [each for live, piece in pieces for each in self._written(live, piece, first_rows[piece])]
         if not ready:
             return []
         rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
@@ -234,7 +210,7 @@ class Engine:
         at_once = group.pages_at_once(tokens, settings.prefill_tokens, settings.page_tokens)
         return min(tokens // settings.page_tokens, settings.max_batch * at_once)
 
-    def _continued(self) -> list[tuple[_Live, Piece]]:
+    def _continued(self) -> list[tuple[Live, Piece]]:
         """The last token of every sequence whose prompt is done, and what is proposed behind it."""
         pieces = []
         for live in self._live:
@@ -245,7 +221,7 @@ class Engine:
                 pieces.append((live, piece))
         return pieces
 
-    def _prompts(self) -> list[tuple[_Live, Piece]]:
+    def _prompts(self) -> list[tuple[Live, Piece]]:
         """What the budget of this step lets in of prompts: those that have begun, then waiting ones."""
         pieces = []
         budget = self.settings.prefill_tokens
@@ -285,34 +261,33 @@ class Engine:
         self.statistics.reused_tokens += self._live[-1].scheduled
         return True
 
-    def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> _Live:
+    def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
         sequence = self._cache.open()
         if known:
             self._cache.pools[0].share(known)
             sequence.tables[0].extend(known)
             sequence.length = len(known) * self.settings.page_tokens
         draws = request_draws(request.seed, request.place, request.max_new_tokens)
-        return _Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
+        return Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
 
-    def _reserve(self, live: _Live, tokens: int) -> None:
+    def _reserve(self, live: Live, tokens: int) -> None:
         if self._prefixes is not None:
             pages = -(-(live.sequence.length + tokens) // self.settings.page_tokens)
             self._prefixes.evict(pages - len(live.sequence.tables[0]) + 1)  # and one for a shared page's copy
         self._cache.reserve(live.sequence, tokens)
 
-    def _written(self, ready: "_Ready") -> list["_Ready"]:
+    def _written(self, live: Live, piece: Piece, first_row: int) -> list[Ready]:
         """What has a next token now that a piece is in the cache: nothing while its prompt goes on; all samples of a
         request whose prompt is done."""
-        live, piece = ready.live, ready.piece
         if live.tokens:
-            return [ready]
+            return [Ready(live, piece, first_row)]
         self._cache.commit(live.sequence, len(piece.tokens))
         if live.is_prompt:
             return []
-        last = _Ready(live, None, ready.first_row + len(piece.tokens) - 1)
-        return [last, *(_Ready(fork, None, last.first_row) for fork in self._forks(live))]
+        last = first_row + len(piece.tokens) - 1
+        return [Ready(each, None, last) for each in [live, *self._forks(live)]]
 
-    def _accept(self, ready: "_Ready", picked: np.ndarray) -> None:
+    def _accept(self, ready: Ready, picked: np.ndarray) -> None:
         """Append the tokens that the model chose: one, and one more for every drafted token that it would have chosen
         itself."""
         live, piece = ready.live, ready.piece
@@ -338,9 +313,10 @@ class Engine:
             self._cache.commit(live.sequence, len(path))
             self._cache.trim(live.sequence)
 
-    def _forks(self, live: _Live) -> list[_Live]:
+    def _forks(self, live: Live) -> list[Live]:
         """The other samples of a request whose prompt is done, which begin with the same pages."""
         shared = len(live.request.prompt) // self.settings.page_tokens
+        whole = _pages_needed(live.request, self._groups, self.settings)
         made = []
         for sample in range(1, live.request.samples):
             draws = request_draws(live.request.seed, live.request.place, len(live.draws), sample)
@@ -349,17 +325,15 @@ class Engine:
                 -(-(len(live.request.prompt) + len(draws)) // self.settings.page_tokens) - shared
                 if group.pattern.window is None
                 else pages // live.request.samples
-                for group, pages in zip(
-                    self._groups, _pages_needed(live.request, self._groups, self.settings), strict=True
-                )
+                for group, pages in zip(self._groups, whole, strict=True)
             ]
-            made.append(_Live(live.number, sample, live.request, sequence, draws, need, live.scheduled))
+            made.append(Live(live.number, sample, live.request, sequence, draws, need, live.scheduled))
         for g, each in enumerate(zip(*(one.need for one in made), strict=True)):
             live.need[g] -= sum(each)
         self._live += made
         return made
 
-    def _pick(self, ready: Sequence["_Ready"], logits_BV: Tensor) -> np.ndarray:
+    def _pick(self, ready: Sequence[Ready], logits_BV: Tensor) -> np.ndarray:
         """int64[B]: what follows each row, by the sampling and the draw of its sequence."""
         row = 0
         draws: list[float] = []
@@ -381,7 +355,7 @@ class Engine:
             picked[rows_R] = pick_tokens(chosen, draws_B[rows_R].to(logits_BV.device), sampling).cpu()
         return picked.numpy()
 
-    def _settle(self, ready: Sequence["_Ready"]) -> list[Event]:
+    def _settle(self, ready: Sequence[Ready]) -> list[Event]:
         """Tell the new tokens, and end what is at its end."""
         events = []
         for each in ready:
@@ -392,7 +366,7 @@ class Engine:
                 events.append(Event(live.number, live.sample, None, live.finish))
         return events
 
-    def _look_for_texts(self, live: _Live) -> None:
+    def _look_for_texts(self, live: Live) -> None:
         if live.request.stop_texts:
             assert self._decode is not None
             text = self._decode([live.tokens])[0]
@@ -401,7 +375,7 @@ class Engine:
             if place is not None:
                 live.finish = "stop"
 
-    def _end(self, live: _Live, finish: Finish) -> None:
+    def _end(self, live: Live, finish: Finish) -> None:
         live.finish = finish
         self._live.remove(live)
         self._cache.close(live.sequence)
@@ -411,26 +385,6 @@ class Engine:
         used = [len(pool) - pool.free for pool in self._cache.pools]
         before = self.statistics.most_pages or used
         self.statistics.most_pages = [max(pair) for pair in zip(before, used, strict=True)]
-
-
-@dataclass(eq=False)
-class _Ready:
-    """A sequence that has a next token, or several: rows of the step's hidden vectors that tell which."""
-
-    live: _Live
-    piece: Piece | None  # of a sequence that is being continued; None behind a prompt
-    first_row: int
-    new: list[int] = field(default_factory=list)  # tokens that came
-
-    @property
-    def depths(self) -> np.ndarray:
-        """int64[rows]: of the new token that each row tells, the first one being 0."""
-        return np.zeros(1, np.int64) if self.piece is None else self.piece.depths
-
-    @property
-    def rows(self) -> np.ndarray:
-        """int64[rows]."""
-        return self.first_row + np.arange(len(self.depths))
 
 
 def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings) -> list[int]:
@@ -446,5 +400,5 @@ def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSet
     ]
 
 
-def _drafted(live: _Live) -> Piece:
+def _drafted(live: Live) -> Piece:
     return Piece(live.sequence, np.array(live.tokens[-1:], np.int64))

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from seqmill.errors import UserError
-from seqmill.models.inference.sampling import Sampling
+from seqmill.models.inference.sampling import GREEDY, Sampling
 
 Finish = Literal["length", "stop", "cancelled", "error"]
 
@@ -16,7 +16,7 @@ class Request:
 
     prompt: Sequence[int]
     max_new_tokens: int  # the length at which a continuation ends if nothing else ends it
-    sampling: Sampling = Sampling()
+    sampling: Sampling = GREEDY
     samples: int = 1  # continuations, which share the prompt's keys and values
     seed: int = 0  # of its draws, with `place`
     place: int = 0  # tells requests of one seed apart

@@ -39,6 +39,9 @@ class Sampling:
             raise UserError(f"min_p = {self.min_p}: must be between 0 and 1; leave it out to draw among all tokens")
 
 
+GREEDY = Sampling()
+
+
 def request_draws(seed: int, request: int, count: int, sample: int = 0) -> np.ndarray:
     """float64[count] in [0, 1): the random numbers of one request (of one of its samples), whatever else is generated
     beside it."""

@@ -1,5 +1,5 @@
 """Two parts of one softmax, put together by their log-sum-exps."""
-# ruff: noqa: N803 (the axes are capital letters)
+# ruff: noqa: N803, N806 (the axes are capital letters)
 
 import torch
 from torch import Tensor

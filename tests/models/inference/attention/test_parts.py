@@ -1,4 +1,5 @@
 """Parts of attention, by any way of computing them, are those of one plain softmax."""
+# ruff: noqa: N803 (the axes are capital letters)
 
 from itertools import pairwise
 
