@@ -31,7 +31,7 @@ from seqmill.models.transformer import Model
 MAX_BATCH = 64  # most sequences that live at once
 PREFILL_TOKENS = 16_384  # most prompt tokens of one forward pass
 CACHE_TOKENS = 65_536
-PAGE_TOKENS = 16
+PAGE_TOKENS = 32
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -84,7 +84,10 @@ def _pool(threads: int) -> ThreadPoolExecutor:
     return ThreadPoolExecutor(threads, thread_name_prefix="attention")
 
 
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"}, error_model="numpy")
+_FAST = {"reassoc", "contract", "nsz", "arcp"}  # sums in any order, but infinities and NaN as they are
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST, error_model="numpy")
 def _attend(
     q: Float32s,
     k: Float32s,
@@ -116,13 +119,14 @@ def _attend(
     largest = np.empty(most * group, np.float32)
     weight = np.empty(most * group, np.float32)
     scores = np.empty(page_tokens, np.float32)
+    powers = np.empty(page_tokens, np.int32)
+    is_seen = np.empty(page_tokens, np.bool_)
     for item in range(first_item, last_item):
         piece, head = item // kv_heads, item % kv_heads
         count, row, base = tokens[piece], first_row[piece], start[piece]
-        for token in range(count):
-            for each in range(group):
-                for i in range(width):
-                    queries[token * group + each, i] = q[row + token, head * group + each, i] * scale
+        for index in range(count * group):
+            for i in range(width):
+                queries[index, i] = q[row + index // group, head * group + index % group, i] * scale
         total[: count * group] = 0.0
         largest[: count * group] = -np.inf
         weight[: count * group] = 0.0
@@ -131,48 +135,110 @@ def _attend(
             low, high = max(begin[piece], page * page_tokens), min(end, (page + 1) * page_tokens)
             if high <= base + 1 - window and low >= sinks:
                 continue  # behind the window of the first token, and so of all
-            offset = tables[piece, page] * page_tokens - page * page_tokens
+            offset = (tables[piece, page] - page) * page_tokens
+            keys, values = k[head, offset + low : offset + high], v[head, offset + low : offset + high]
             for token in range(count):
-                at = positions[row + token]
-                for each in range(group):
-                    index = token * group + each
-                    query = queries[index]
-                    highest = np.float32(-np.inf)
-                    for position in range(low, high):
-                        known = position if position < base else positions[row + position - base]
-                        is_seen = at - known < window or known < sinks
-                        if position >= base:
-                            is_seen &= (ancestors[row + token] >> np.uint64(position - base)) & np.uint64(1) != 0
-                        score = np.float32(-np.inf)
-                        if is_seen:
-                            key = k[head, offset + position]
-                            score = np.float32(0.0)
-                            for i in range(width):
-                                score += query[i] * key[i]
-                        scores[position - low] = score
-                        highest = max(highest, score)
-                    if highest == -np.inf:
-                        continue
+                visible = _look(
+                    positions[row : row + count], ancestors[row + token], token, base, low, high, window, sinks, is_seen
+                )
+                if not visible:
+                    continue
+                for index in range(token * group, token * group + group):
+                    highest = _score(queries[index], keys, is_seen, visible == high - low, scores)
                     if highest > largest[index]:
                         factor = np.exp(largest[index] - highest)
                         largest[index] = highest
                         weight[index] *= factor
                         for i in range(width):
                             total[index, i] *= factor
-                    for position in range(low, high):
-                        score = scores[position - low]
-                        if score == -np.inf:
-                            continue
-                        p = np.exp(score - largest[index])
-                        weight[index] += p
-                        value = v[head, offset + position]
-                        for i in range(width):
-                            total[index, i] += p * value[i]
-        for token in range(count):
-            for each in range(group):
-                index = token * group + each
-                share = weight[index]
-                factor = np.float32(1.0) / share if share > 0 else np.float32(0.0)
-                for i in range(width):
-                    out[row + token, head * group + each, i] = total[index, i] * factor
-                lse[row + token, head * group + each] = largest[index] + np.log(share) if share > 0 else -np.inf
+                    weight[index] += _exponentials(scores[: high - low], largest[index], powers)
+                    _add_values(scores, values, is_seen, visible == high - low, total[index])
+        for index in range(count * group):
+            at, of = row + index // group, head * group + index % group
+            share = weight[index]
+            factor = np.float32(1.0) / share if share > 0 else np.float32(0.0)
+            for i in range(width):
+                out[at, of, i] = total[index, i] * factor
+            lse[at, of] = largest[index] + np.log(share) if share > 0 else -np.inf
+
+
+@njit(cache=True, nogil=True)
+def _look(
+    positions: Int64s,
+    ancestors: int,
+    token: int,
+    base: int,
+    low: int,
+    high: int,
+    window: int,
+    sinks: int,
+    is_seen: npt.NDArray[np.bool_],
+) -> int:
+    """How many of the positions `low` to `high` a token of a piece sees, and which, in `is_seen`."""
+    visible = 0
+    for place in range(low, high):
+        known = place if place < base else positions[place - base]
+        seen = positions[token] - known < window or known < sinks
+        if place >= base:
+            seen &= (ancestors >> np.uint64(place - base)) & np.uint64(1) != 0
+        is_seen[place - low] = seen
+        visible += seen
+    return visible
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _score(
+    query: Float32s, keys: Float32s, is_seen: npt.NDArray[np.bool_], all_seen: bool, scores: Float32s
+) -> np.float32:
+    """The largest of the scores, which are -inf where a key is not seen."""
+    highest = np.float32(-np.inf)
+    for place in range(len(keys)):
+        score = np.float32(0.0)
+        for i in range(len(query)):
+            score += query[i] * keys[place, i]
+        if not all_seen and not is_seen[place]:
+            score = np.float32(-np.inf)
+        scores[place] = score
+        highest = max(highest, score)
+    return highest
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _exponentials(scores: Float32s, largest: np.float32, powers: npt.NDArray[np.int32]) -> np.float32:
+    """Turn scores into exp(score - largest), and sum them up.
+
+    exp(x) = 2^n 2^f with n + f = x / ln 2 and f in [-0.5, 0.5]: 2^f by its Taylor polynomial of degree 7, which is off
+    by less than 1e-8 there, and 2^n by putting n into the exponent bits of a float32. Unlike a call of exp, all of it
+    is done for eight scores at a time.
+    """
+    ones = powers.view(np.float32)
+    for place in range(len(scores)):
+        x = max((scores[place] - largest) * np.float32(1.4426950408889634), np.float32(-126.0))
+        n = np.floor(x + np.float32(0.5))
+        f = (x - n) * np.float32(0.6931471805599453)
+        p = np.float32(1 / 5040)
+        p = p * f + np.float32(1 / 720)
+        p = p * f + np.float32(1 / 120)
+        p = p * f + np.float32(1 / 24)
+        p = p * f + np.float32(1 / 6)
+        p = p * f + np.float32(0.5)
+        p = p * f + np.float32(1.0)
+        scores[place] = p * f + np.float32(1.0)
+        powers[place] = (np.int32(n) + np.int32(127)) << np.int32(23)
+    total = np.float32(0.0)
+    for place in range(len(scores)):
+        scores[place] *= ones[place]
+        total += scores[place]
+    return total
+
+
+@njit(cache=True, nogil=True, fastmath=_FAST)
+def _add_values(
+    weights: Float32s, values: Float32s, is_seen: npt.NDArray[np.bool_], all_seen: bool, total: Float32s
+) -> None:
+    """Add the values that are seen, by their weights; what is not seen may be anything, NaN too."""
+    for place in range(len(values)):
+        if all_seen or is_seen[place]:
+            weight = weights[place]
+            for i in range(len(total)):
+                total[i] += weight * values[place, i]

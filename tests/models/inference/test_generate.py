@@ -173,9 +173,9 @@ def test_an_empty_or_foreign_sequence_is_refused_by_its_number(model: Model) -> 
 def test_a_prompt_that_cannot_be_continued_says_why_and_the_others_go_on(
     model: Model, prompts: list[list[int]]
 ) -> None:
-    straight = generate(model, prompts[:2], NEW, settings=EngineSettings(cache_tokens=64))
+    straight = generate(model, prompts[:2], NEW, settings=EngineSettings(cache_tokens=64, page_tokens=16))
     wrong = [[], [5, 100, 3], [-1], [1] * 70]
-    found = generate(model, [*prompts[:2], *wrong], NEW, settings=EngineSettings(cache_tokens=64))
+    found = generate(model, [*prompts[:2], *wrong], NEW, settings=EngineSettings(cache_tokens=64, page_tokens=16))
     assert found[:2] == straight
     assert [each.finish for each in found[2:]] == ["error"] * 4
     assert all(not each.tokens for each in found[2:])
