@@ -189,7 +189,7 @@ def test_every_token_is_told_as_it_comes(model: Model) -> None:
         ({"max_batch": 0}, "max_batch = 0"),
         ({"prefill_tokens": 0}, "prefill_tokens = 0"),
         ({"page_tokens": 0}, "page_tokens = 0"),
-        ({"cache_tokens": 15}, "cache_tokens = 15 is less than one page of 16 tokens"),
+        ({"cache_tokens": 31}, "cache_tokens = 31 is less than one page of 32 tokens"),
     ],
 )
 def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
