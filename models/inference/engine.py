@@ -21,6 +21,7 @@ from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
 from seqmill.models.inference.cache import Group, KVCache, groups_of
 from seqmill.models.inference.live import Live, Ready
+from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
 from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
@@ -47,6 +48,7 @@ class EngineSettings:
     cache_tokens: int | None = None  # room of the cache, in positions that all layers keep; None: CACHE_TOKENS
     page_tokens: int = PAGE_TOKENS  # positions of a page
     prefix_cache: bool = True  # keep the pages of prompts for later prompts that begin alike
+    policy: CachePolicy | None = None  # what generated tokens keep of what stands before them; None: as trained
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "prefill_tokens", "page_tokens"):
@@ -94,7 +96,7 @@ class Engine:
         settings = settings or EngineSettings()
         pages = None
         if settings.cache_tokens is None:
-            groups = groups_of(model.config)
+            groups = groups_of(model.config, settings.policy)
             needs = np.array([_pages_needed(each, groups, settings) for each in requests], np.int64).reshape(
                 -1, len(groups)
             )
@@ -119,12 +121,15 @@ class Engine:
         self.statistics = Statistics()
         self._model = model
         self._decode = decode
-        self._groups = groups_of(model.config)
+        policy = self.settings.policy
+        if policy is not None:
+            policy.check(model.config)
+        self._groups = groups_of(model.config, policy)
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
         counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
-        self._cache = KVCache(model.config, counts, size, model.device, dtype)
+        self._cache = KVCache(model.config, counts, size, model.device, dtype, policy)
         self._backend = choose_backend("auto", model.device, dtype, layer_patterns(model.config))
-        sees_all = len(self._groups) == 1 and self._groups[0].pattern.window is None
+        sees_all = len(self._groups) == 1 and self._groups[0].sees_all
         self._prefixes = PrefixCache(self._cache.pools[0], size) if self.settings.prefix_cache and sees_all else None
         self._waiting: deque[tuple[int, Request]] = deque()
         self._live: list[Live] = []
@@ -207,7 +212,7 @@ class Engine:
     def _pages_of_settings(self, group: Group) -> int:
         settings = self.settings
         tokens = settings.cache_tokens or CACHE_TOKENS
-        at_once = group.pages_at_once(tokens, settings.prefill_tokens, settings.page_tokens)
+        at_once = group.pages_at_once(tokens, tokens, settings.prefill_tokens, settings.page_tokens)
         return min(tokens // settings.page_tokens, settings.max_batch * at_once)
 
     def _continued(self) -> list[tuple[Live, Piece]]:
@@ -263,6 +268,7 @@ class Engine:
 
     def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
         sequence = self._cache.open()
+        sequence.prompt = len(request.prompt)
         if known:
             self._cache.pools[0].share(known)
             sequence.tables[0].extend(known)
@@ -323,7 +329,7 @@ class Engine:
             sequence = self._cache.fork(live.sequence)
             need = [
                 -(-(len(live.request.prompt) + len(draws)) // self.settings.page_tokens) - shared
-                if group.pattern.window is None
+                if group.sees_all
                 else pages // live.request.samples
                 for group, pages in zip(self._groups, whole, strict=True)
             ]
@@ -394,8 +400,8 @@ def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSet
     shared = prompt // size  # by all samples, where layers see all
     return [
         shared + request.samples * (-(-total // size) - shared)
-        if group.pattern.window is None
-        else request.samples * group.pages_at_once(total, settings.prefill_tokens, size)
+        if group.sees_all
+        else request.samples * group.pages_at_once(prompt, total, settings.prefill_tokens, size)
         for group in groups
     ]
 
