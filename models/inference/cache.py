@@ -22,6 +22,7 @@ from torch import Tensor
 
 from seqmill.models.attention import FULL, Pattern, layer_patterns
 from seqmill.models.config import ModelConfig
+from seqmill.models.inference.order_free import Layout
 from seqmill.models.inference.pages import PagePool
 from seqmill.models.inference.policy import CachePolicy, Head
 
@@ -48,6 +49,14 @@ class CachedSequence:
     taken: list[int] = field(default_factory=list)  # of each group: pages in the table that it took itself
     prompt: int = 0  # positions that are read as the model was trained to; a policy is for those behind
     means: dict[int, Mean] = field(default_factory=dict)  # by group
+    layout: Layout | None = None  # of a prompt with members that do not see each other
+
+    def positions(self, places: Int64s) -> Int64s:
+        """int64[n]: where the tokens at these places stand, for rotary positions; their places, without a layout."""
+        if self.layout is None:
+            return places
+        inside = np.minimum(places, self.prompt - 1)
+        return np.where(places < self.prompt, self.layout.position[inside], places - self.layout.skipped)
 
 
 @dataclass(frozen=True)
@@ -185,7 +194,7 @@ class KVCache:
             else:
                 tables.append([page if page == GONE else self._copy(g, page) for page in table])
                 taken.append(sum(page != GONE for page in table))
-        return CachedSequence(tables, sequence.length, taken, sequence.prompt, dict(sequence.means))
+        return CachedSequence(tables, sequence.length, taken, sequence.prompt, dict(sequence.means), sequence.layout)
 
     def close(self, sequence: CachedSequence) -> None:
         """Give back all pages of a sequence, which is empty then."""

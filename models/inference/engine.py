@@ -9,7 +9,7 @@ ever need are there, so that none is ever thrown out again.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,7 @@ from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
 from seqmill.models.inference.cache import Group, KVCache, groups_of
 from seqmill.models.inference.live import Live, Ready
+from seqmill.models.inference.order_free import lay_out
 from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
@@ -152,6 +153,7 @@ class Engine:
             raise UserError(
                 f"samples = {request.samples} is more than max_batch = {self.settings.max_batch}: they live at once"
             )
+        request = self._with_members_in_order(request)
         if request.stop_texts and self._decode is None:
             raise UserError("stop_texts need `decode`: the engine has ids only")
         for pages, pool in zip(_pages_needed(request, self._groups, self.settings), self._cache.pools, strict=True):
@@ -166,6 +168,15 @@ class Engine:
         self._waiting.append((number, request))
         self._done[number] = [None] * request.samples
         return number
+
+    def _with_members_in_order(self, request: Request) -> Request:
+        """With the members of its set in the order in which they are stored."""
+        if not request.members:
+            return request
+        if not all(group.sees_all for group in self._groups):
+            raise UserError("members need a model whose layers see all, and no cache policy: a window has an order")
+        layout = lay_out(request.prompt, request.members)
+        return replace(request, prompt=layout.ids, members=layout.members)
 
     def cancel(self, number: int) -> None:
         """End a request now; sequences of it that have ended stay as they are."""
@@ -238,7 +249,9 @@ class Engine:
             self._reserve(live, len(ids))
             live.scheduled += len(ids)
             budget -= len(ids)
-            if self._prefixes is not None:  # later prompts of this very step may use them: keys are written first
+            if (
+                self._prefixes is not None and not live.request.members
+            ):  # later prompts of this very step may use them: keys are written first
                 self._prefixes.add(live.request.prompt, live.sequence.tables[0], live.scheduled)
             pieces.append((live, piece))
         return pieces
@@ -252,7 +265,7 @@ class Engine:
             self.settings.max_batch
         ):
             return False
-        known = self._prefixes.find(request.prompt) if self._prefixes is not None else []
+        known = self._prefixes.find(request.prompt) if self._prefixes is not None and not request.members else []
         need = _pages_needed(request, self._groups, self.settings)
         need[0] -= len(known)
         for g, pool in enumerate(self._cache.pools):
@@ -269,6 +282,7 @@ class Engine:
     def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
         sequence = self._cache.open()
         sequence.prompt = len(request.prompt)
+        sequence.layout = lay_out(request.prompt, request.members) if request.members else None
         if known:
             self._cache.pools[0].share(known)
             sequence.tables[0].extend(known)

@@ -58,6 +58,11 @@ class Piece:
             depths[index] = depths[parent] + 1 if parent >= 0 else 0
         return depths
 
+    @property
+    def places(self) -> Int64s:
+        """int64[n]: of each token in its sequence; those of a tree may share one."""
+        return self.sequence.length + self.depths
+
     @cached_property
     def ancestors(self) -> npt.NDArray[np.uint64]:
         """uint64[n]: bit j of number i: whether token i sees token j of the piece; for at most 64 tokens."""
@@ -76,17 +81,24 @@ class Piece:
     @property
     def shareable(self) -> int:
         """Positions before it that it sees all of."""
-        return self.sequence.length
+        return 0 if self.has_members else self.sequence.length
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it is of a prompt whose members do not see each other."""
+        return self.sequence.layout is not None and not self.is_generated
 
     @property
     def is_fresh(self) -> bool:
         """Whether it is the beginning of its sequence."""
-        return self.sequence.length == 0 and self.parents is None
+        return self.sequence.length == 0 and self.parents is None and not self.has_members
 
     @property
     def is_small(self) -> bool:
         """Whether the kernel on pages takes it."""
-        return not self.is_fresh and len(self.tokens) <= (SMALL if self.parents is None else _MOST_TREE)
+        return not (self.is_fresh or self.has_members) and len(self.tokens) <= (
+            SMALL if self.parents is None else _MOST_TREE
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +128,7 @@ class Step:
     @cached_property
     def positions(self) -> Int64s:
         """int64[T]: of every row in its sequence."""
-        return np.concatenate([piece.sequence.length + piece.depths for piece in self.pieces])
+        return np.concatenate([piece.sequence.positions(piece.places) for piece in self.pieces])
 
     def _attention(self) -> LayerAttention:
         cache, device = self.cache, self.model.device
@@ -210,7 +222,7 @@ class Step:
             start=np.array([piece.sequence.length for piece in pieces]),
             begin=begins,
             tables=table,
-            positions=np.concatenate([piece.sequence.length + piece.depths for piece in pieces]),
+            positions=np.concatenate([piece.places for piece in pieces]),
             ancestors=np.concatenate([piece.ancestors for piece in pieces]),
             window=pattern.window,
             sinks=pattern.sinks,
@@ -302,7 +314,7 @@ class Step:
         pieces = [self.pieces[nth] for nth in generated]
         counts = [len(piece.tokens) for piece in pieces]
         rows = np.concatenate([np.arange(*self.first_rows[[nth, nth + 1]]) for nth in generated])
-        positions = np.concatenate([piece.sequence.length + piece.depths for piece in pieces])
+        positions = np.concatenate([piece.places for piece in pieces])
         sinks = np.array([np.minimum(np.arange(policy.sinks), piece.sequence.length - 1) for piece in pieces])
         slots = np.array([self.cache.slots(group, p.sequence, each) for p, each in zip(pieces, sinks, strict=True)])
         is_behind = positions[:, None] - np.arange(policy.sinks) >= policy.window
@@ -331,9 +343,11 @@ def _merged(parts: Sequence[_Part], layer: int, place: Place, q_THE: Tensor, cac
 
 def _visible(piece: Piece, places: Int64s, pattern: Pattern) -> npt.NDArray[np.bool_]:
     """bool[n, len(places)]: which of these positions each token of the piece sees; the last n are the piece's own."""
-    count, length = len(piece.tokens), piece.sequence.length
-    known = np.concatenate([places[:-count], length + piece.depths])
-    seen = pattern.visible(torch.from_numpy(length + piece.depths)[:, None], torch.from_numpy(known)).numpy().copy()
+    count = len(piece.tokens)
+    known = np.concatenate([places[:-count], piece.places])
+    seen = pattern.visible(torch.from_numpy(piece.places)[:, None], torch.from_numpy(known)).numpy().copy()
+    if piece.has_members and piece.sequence.layout is not None:
+        seen &= piece.sequence.layout.visible(piece.places, known)
     if piece.parents is not None:
         for index in range(count):
             for other in range(count):
