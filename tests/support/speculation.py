@@ -51,9 +51,7 @@ def decode(model: Language, source: DraftSource, prompt: Sequence[int], count: i
     raise AssertionError("too few limits")
 
 
-def tell(
-    drafter: Drafter, source: DraftSource, model: Language, context: Sequence[int], tokens: Sequence[int]
-) -> None:
+def tell(drafter: Drafter, source: DraftSource, model: Language, context: Sequence[int], tokens: Sequence[int]) -> None:
     """Let a drafter observe tokens, with their successors where it wants them."""
     whole = [*context, *tokens]
     rankings = [model(whole[:end])[: source.top_k] for end in range(len(context), len(whole))]

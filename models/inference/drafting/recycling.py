@@ -121,9 +121,10 @@ def _grow(last: int, successors: Int32s, shape: Int64s, ranks: Int64s, tokens: I
 def _follow(tokens: Int64s, successors: Int32s) -> None:
     """Let each token be the likeliest successor of the one before; those that were likelier move down by one."""
     for index in range(1, len(tokens)):
-        row, token = successors[tokens[index - 1]], tokens[index]
-        rank = 0
-        while rank < len(row) - 1 and row[rank] != token:
-            rank += 1
-        row[1 : rank + 1] = row[:rank].copy()
-        row[0] = token
+        before, token = tokens[index - 1], tokens[index]
+        for rank in range(successors.shape[1]):  # put it first, and carry on what was there until its own old place
+            carried = successors[before, rank]
+            successors[before, rank] = token
+            token = carried
+            if token == tokens[index]:
+                break

@@ -39,8 +39,8 @@ class Throttle:
     most: int = 32  # tokens of the longest draft
     waste: float = 0.02  # passes that a request may lose, per pass
     burst: float = 0.5  # passes that it may lose beside, which pay for its first drafts
-    reserve: float = 4.0  # passes gained that it may lose again; the longest draft costs no more
-    memory: float = 0.85  # of a request: what a draft counts after one more
+    reserve: float = 8.0  # passes gained that it may lose again; the longest draft costs no more
+    memory: float = 0.93  # of a request: what a draft counts after one more
     longest_pause: int = 64  # passes from one trial to the next, where nothing pays
     accepted: float = field(default=1.4, init=False)  # levels, and drafts that were cut short: what new requests begin
     cut: float = field(default=0.6, init=False)  # with, which forgets ten times more slowly

@@ -1,13 +1,13 @@
 """What every drafter must do."""
 
-from itertools import repeat
+from itertools import pairwise, repeat
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from speculation import check, decode, language, pairs, tell, written_by
 
 from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft
+from speculation import check, decode, language, pairs, tell, written_by
 
 VOCAB = 9  # a little more than the top-k of the recycler
 every_drafter = pytest.mark.parametrize("name", DRAFTERS)
@@ -39,7 +39,7 @@ def test_a_stream_is_known_alike_however_it_is_cut(name, stream, cuts, most):
     one, other = whole.open([]), piecewise.open([])
     tell(one, whole, model, [], stream)
     bounds = sorted({0, len(stream), *(cut for cut in cuts if cut < len(stream))})
-    for begin, end in zip(bounds, bounds[1:], strict=False):
+    for begin, end in pairwise(bounds):
         tell(other, piecewise, model, stream[:begin], stream[begin:end])
     check(one.propose(most), most)
     assert pairs(one.propose(most)) == pairs(other.propose(most))

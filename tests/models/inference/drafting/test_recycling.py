@@ -1,10 +1,10 @@
 import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
-from speculation import pairs
 
 from seqmill.models.inference.drafting import RecycleSource
 from seqmill.models.inference.drafting.recycling import HITS, TOP_K, TREE, tree_shape
+from speculation import pairs
 
 
 def rows(*firsts):
