@@ -1,5 +1,6 @@
 """A training run with every "auto" resolved, on the machine and the data that it found."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -12,11 +13,14 @@ from seqmill.manifest import open_manifest
 from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.checkpoint import DTYPES, require_device
 from seqmill.models.config import ModelConfig
+from seqmill.models.training.compiled import INDUCTOR, compiler_obstacle
 from seqmill.models.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from seqmill.models.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from seqmill.packing import BucketSchedule, StepPlan
+
+logger = logging.getLogger(__name__)
 
 _MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}  # on a processor, activations that stay in its cache
 
@@ -37,6 +41,7 @@ class Job:
     micro_batch_tokens: int  # most tokens of one forward pass
     fingerprint: str  # of the packed folder
     ranks: Ranks
+    compiler: str | None = None  # of layers and loss; None runs them as they are
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds of an attention backend, where they were timed
 
     @property
@@ -66,6 +71,7 @@ class Job:
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "attention": self.backend,
             "attention_timings": dict(self.timings),
+            "compiler": self.compiler,
             "micro_batch_tokens": self.micro_batch_tokens,
             "parameters": self.model.parameters,
             "ranks": self.ranks.size,
@@ -115,7 +121,30 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         micro_batch_tokens=micro_rows * capacity,
         fingerprint=manifest["fingerprint"],
         ranks=ranks,
+        compiler=_choose_compiler(config, model, device),
     )
+
+
+def _choose_compiler(config: TrainConfig, model: ModelConfig, device: torch.device) -> str | None:
+    """The compiler of layers and loss, or None to run them as they are.
+
+    Raises:
+        UserError: it is asked for, and cannot compile them or anything here.
+    """
+    if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
+        return None
+    obstacle = None
+    if model.experts:
+        obstacle = "how many tokens an expert gets is another number in every batch, and code is compiled for numbers"
+    elif config.memory.mlp_tile or config.memory.stream_chunk:
+        obstacle = "memory.mlp_tile and memory.stream_chunk run a layer in pieces; use memory.checkpoint instead"
+    obstacle = obstacle or compiler_obstacle(device)
+    if obstacle is None:
+        return INDUCTOR
+    if config.compile == "on":
+        raise UserError(f"compile = 'on': {obstacle}, or set compile = 'off'")
+    logger.warning("training without compiled code: %s", obstacle)
+    return None
 
 
 def _check_together(config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks) -> None:

@@ -17,8 +17,9 @@ from torch import distributed as dist
 from seqmill.models.attention import HALF_TYPES, Segments
 from seqmill.models.context_parallel import ContextSplit, context_attention
 from seqmill.models.loss import PARTS, summed_loss
-from seqmill.models.memory import PLAIN, MemorySettings
+from seqmill.models.memory import PLAIN, LayerMemory, MemorySettings
 from seqmill.models.moe import Routing, balance_loss, count_choices, record_routing, router_z_loss
+from seqmill.models.training.compiled import compiled_code, compiling
 from seqmill.models.transformer import LayerAttention, Model, packed_attention
 
 
@@ -32,7 +33,17 @@ class MicroBatch:
     segments: Segments
     part_T: Tensor | None  # int64, a number into loss.PARTS, where something tells tokens apart
     weights_T: Tensor | None  # float32, where tokens do not count alike
-    is_real: bool = True  # False: one token that stands in for none, so that a rank without rows has something to pass
+    pads: int = 0  # tokens at the end that stand in for none: a segment of their own, without targets
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each real document."""
+        return self.segments.lengths[:-1] if self.pads else self.segments.lengths
+
+    @property
+    def is_real(self) -> bool:
+        """Whether there is any document; a rank without rows passes a pad alone, to take part in what all do."""
+        return bool(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -47,6 +58,7 @@ class LossSettings:
     memory: MemorySettings = PLAIN
     context_kind: str = "ring"  # how ranks share tokens, where they do
     context_group: dist.ProcessGroup | None = None  # the ranks that share this one's tokens
+    compiler: str | None = None  # of layers and loss: a backend of torch.compile; None runs them as they are
 
 
 class PackedLossSums(NamedTuple):
@@ -65,6 +77,7 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
         self.settings = settings
+        self._compiled = None if settings.compiler is None else compiled_code(settings.compiler)
 
     def forward(self, part: MicroBatch, counts_LN: Tensor | None = None) -> PackedLossSums:
         """The sums of one micro-batch.
@@ -73,8 +86,10 @@ class PackedLoss(nn.Module):
             counts_LN: how often each expert is chosen in the whole update (moe.expert_counts); None where this
                 micro-batch is all of it.
         """
-        with self._computing(part), self._recording() as routings:
-            hidden_TD, held = self._hidden(part, self.settings.memory)
+        compiled = self._compiled if part.is_real else None  # a single pad has no size of its own
+        settings = compiling() if compiled else contextlib.nullcontext()
+        with settings, self._computing(part), self._recording() as routings:
+            hidden_TD, held = self._hidden(part, self.settings.memory, compiled and compiled.layer)
             sums = summed_loss(
                 hidden_TD,
                 self.model.head_weight,
@@ -83,6 +98,7 @@ class PackedLoss(nn.Module):
                 held.part_T,
                 weights_T=held.weights_T,
                 z_coefficient=self.settings.z_loss,
+                of_full_chunk=compiled and compiled.chunk_loss,
             )
         parts, whole = sums.parts, sums.cross_entropy
         if held.part_T is None:  # all are of the first part
@@ -98,7 +114,9 @@ class PackedLoss(nn.Module):
         with self._computing(part):
             self._hidden(part, PLAIN)
 
-    def _hidden(self, part: MicroBatch, memory: MemorySettings) -> tuple[Tensor, MicroBatch]:
+    def _hidden(
+        self, part: MicroBatch, memory: MemorySettings, layer: LayerMemory | None = None
+    ) -> tuple[Tensor, MicroBatch]:
         """hidden_TD of the tokens that this rank holds, and what the micro-batch says of these."""
         settings, attention, held = self.settings, None, part
         if settings.context_group is not None:
@@ -107,7 +125,7 @@ class PackedLoss(nn.Module):
             held = _held(part, split, rank)
             windowed, device = self.model.config.window is not None, part.input_ids_T.device
             attention = context_attention(split, settings.context_group, self._within, device, windowed=windowed)
-        inputs = (held.input_ids_T, held.position_ids_T, part.segments, settings.backend, memory, attention)
+        inputs = (held.input_ids_T, held.position_ids_T, part.segments, settings.backend, memory, attention, layer)
         return self.model(*inputs).to(settings.dtype), held
 
     def _within(self, segments: Segments) -> LayerAttention:

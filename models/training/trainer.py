@@ -179,6 +179,7 @@ def _loss_settings(job: Job) -> LossSettings:
         memory=config.memory,
         context_kind=config.context_kind,
         context_group=job.ranks.neighbours(config.context_parallel, job.device.type) if shared else None,
+        compiler=job.compiler,
     )
 
 

@@ -1,6 +1,7 @@
 """What several ranks do together, one process of torchrun: `python rank_worker.py PACKED OUT`, once for all tests.
 
 OUT/gradients-{ddp,fsdp}.safetensors    of one update of five rows
+OUT/compiled-{ddp,fsdp}.safetensors     the same by compiled code, for more than two ranks
 OUT/{ddp,fsdp,odd,muon,planned}         runs, as test_ranks.py asks for them
 OUT/resumed-{ddp,fsdp}                  runs that one rank has begun
 """
@@ -45,10 +46,10 @@ def small_model() -> Model:
     return model
 
 
-def gradients(packed: Path, parallel: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+def gradients(packed: Path, parallel: str, ranks: Ranks, compiler: str | None = None) -> dict[str, torch.Tensor]:
     """Of one update of five rows, in micro-batches of a row."""
     model = small_model()
-    loss = spread(PackedLoss(model, LossSettings()), parallel, ranks)
+    loss = spread(PackedLoss(model, LossSettings(compiler=compiler)), parallel, ranks)
     dataset = PackedDataset(packed, batch_rows=5, rank=ranks.rank, world_size=ranks.size)
     accumulate_gradients(loss, dataset.batch_at(0), torch.device("cpu"), 64)
     return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
@@ -63,6 +64,10 @@ def main(packed: Path, out: Path) -> None:
             found = gradients(packed, parallel, ranks)
             if ranks.is_first:
                 save_file(found, out / f"gradients-{parallel}.safetensors")
+            if ranks.size > 2:
+                found = gradients(packed, parallel, ranks, "aot_eager")  # without the C++ compiler
+                if ranks.is_first:
+                    save_file(found, out / f"compiled-{parallel}.safetensors")
         for name, settings in RUNS.items():
             if ranks.size > 2 and name in FOR_TWO:
                 continue
