@@ -117,16 +117,18 @@ class Snapshot:
     moments: Mapping[str, Tensor]  # Optimizer.tensors()
 
 
-def snapshot(model: Model, optimizer: Optimizer, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Snapshot:
+def snapshot(
+    model: Model, optimizer: Optimizer, gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Snapshot:
     """Copy a model and its optimizer as they are now.
 
     Args:
-        whole: gives a tensor with the parts that other ranks hold.
+        gather: gives a tensor with the parts that other ranks hold.
     """
 
     def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: whole(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
+            name: gather(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
 

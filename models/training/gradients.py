@@ -50,7 +50,7 @@ def accumulate_gradients(
         micro_batch_tokens: most tokens of one forward pass, but for a longer document.
     """
     count = max(1, int(batch["global_loss_tokens"]))  # rows without any target give loss 0
-    whole = float(batch["global_loss_weight"]) if "loss_weights" in batch else count
+    divisor = float(batch["global_loss_weight"]) if "loss_weights" in batch else count
     sums = torch.zeros(2 + len(PARTS), device=device, dtype=torch.float64)
     is_padded = loss.loss.settings.compiler is not None
     parts = list(split_batch(batch, micro_batch_tokens, device, is_padded))
@@ -58,7 +58,7 @@ def accumulate_gradients(
     counts_LN = _expert_counts(loss, parts)
     for part in loss.passes(parts):
         found = loss.module(part, counts_LN)
-        objective = found.total / whole + found.auxiliary
+        objective = found.total / divisor + found.auxiliary
         objective.backward()
         sums += torch.cat([objective.detach()[None], found.plain])
         counts_LN = found.counts_LN

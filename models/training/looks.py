@@ -15,7 +15,7 @@ from seqmill.models.evaluation.traps import TrapTokens, trap_groups
 from seqmill.models.samples import SampleConfig, check_prompts, sample_beginnings, sample_texts
 from seqmill.models.training.job import Job
 from seqmill.models.training.runlog import EvaluationRecord, Record, SampleRecord
-from seqmill.models.training.sharing import whole
+from seqmill.models.training.sharing import gathered
 from seqmill.models.transformer import Model
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ class Looks:
                 losses = self._evaluate(model, held_out)
                 yield EvaluationRecord.of(step, name, tokens, time.perf_counter() - began, losses)
         if self.encoder is not None and config.samples_at(step):
-            here = _whole_model(model, self.job.ranks.is_first) if config.parallel == "fsdp" else model
+            here = _gathered_model(model, self.job.ranks.is_first) if config.parallel == "fsdp" else model
             if self.job.ranks.is_first:
                 for sample in self._sample(here, self.encoder):
                     yield SampleRecord(step, sample.prompt, sample.continuation)
@@ -103,11 +103,11 @@ def _load_encoder(tokenizer: Path) -> "Encoder":
 
 
 @torch.no_grad()
-def _whole_model(model: Model, keep: bool) -> Model:
+def _gathered_model(model: Model, keep: bool) -> Model:
     """A copy of a model of which this rank has a part, where it is kept; all ranks call this together."""
     copy = Model(model.config, None).to(model.device) if keep else model
     for name, parameter in model.named_parameters():
-        value = whole(parameter)
+        value = gathered(parameter)
         if keep:
             copy.get_parameter(name).copy_(value)
     return copy

@@ -100,14 +100,14 @@ class PackedLoss(nn.Module):
                 z_coefficient=self.settings.z_loss,
                 of_full_chunk=compiled and compiled.chunk_loss,
             )
-        parts, whole = sums.parts, sums.cross_entropy
+        parts, nats = sums.parts, sums.cross_entropy
         if held.part_T is None:  # all are of the first part
-            parts = F.pad(whole[None], (0, len(PARTS) - 1))
+            parts = F.pad(nats[None], (0, len(PARTS) - 1))
         elif held.weights_T is not None:
-            whole = parts.sum()
+            nats = parts.sum()
         counts_LN = count_choices(routings) if routings and counts_LN is None else counts_LN
         auxiliary = self._auxiliary(routings, counts_LN) * part.is_real
-        return PackedLossSums(sums.total, auxiliary, torch.cat([whole[None], parts]).detach(), counts_LN)
+        return PackedLossSums(sums.total, auxiliary, torch.cat([nats[None], parts]).detach(), counts_LN)
 
     def count_experts(self, part: MicroBatch) -> None:
         """A forward pass for those who record how experts are chosen; it keeps nothing for gradients."""

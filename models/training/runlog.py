@@ -88,8 +88,8 @@ class EvaluationRecord:
             for source, found in losses.items()
             if found.documents
         }
-        whole = total(losses)
-        return cls(step, name, tokens, seconds, whole.loss, whole.bits_per_byte, by_source)
+        overall = total(losses)
+        return cls(step, name, tokens, seconds, overall.loss, overall.bits_per_byte, by_source)
 
 
 @dataclass(frozen=True)

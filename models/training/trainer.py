@@ -46,7 +46,7 @@ from seqmill.models.training.optim import Optimizer, learning_rate
 from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.ranks import joined_ranks
 from seqmill.models.training.runlog import PartStepRecord, StepRecord
-from seqmill.models.training.sharing import put, whole
+from seqmill.models.training.sharing import gathered, put
 from seqmill.models.training.spread import Spread, spread
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json
@@ -238,7 +238,7 @@ def _train_on(run: _Run, start: TrainState, began: float, journal: Journal, writ
         for look in run.looks.after(state.step, run.model, state.tokens, began):
             journal.write(look)
         if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            tensors = snapshot(run.model, run.optimizer, whole)  # by all ranks: each may hold a part
+            tensors = snapshot(run.model, run.optimizer, gathered)  # by all ranks: each may hold a part
             journal.sync()
             if run.job.ranks.is_first:
                 writer.save(run.job.model, tensors, state)
@@ -294,7 +294,7 @@ def _update(run: _Run, rate: float, batch: Mapping[str, Any], step: int) -> tupl
     job = run.job
     _check_ids(job, batch, step)
     found = accumulate_gradients(run.loss, batch, job.device, job.micro_batch_tokens)
-    norm = float(whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), job.config.grad_clip)))
+    norm = float(gathered(torch.nn.utils.clip_grad_norm_(run.model.parameters(), job.config.grad_clip)))
     if not all(map(math.isfinite, (found.objective, norm))):
         raise UserError(
             f"update {step}: the loss is {found.objective} and the gradient's norm {norm}, which no further update can "

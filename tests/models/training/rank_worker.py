@@ -17,7 +17,7 @@ from seqmill.models.memory import MemorySettings
 from seqmill.models.training.gradients import accumulate_gradients
 from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.ranks import PARALLEL, Ranks, joined_ranks
-from seqmill.models.training.sharing import whole
+from seqmill.models.training.sharing import gathered
 from seqmill.models.training.spread import spread
 from seqmill.packing import PackedDataset
 
@@ -52,7 +52,7 @@ def gradients(packed: Path, parallel: str, ranks: Ranks, compiler: str | None = 
     loss = spread(PackedLoss(model, LossSettings(compiler=compiler)), parallel, ranks)
     dataset = PackedDataset(packed, batch_rows=5, rank=ranks.rank, world_size=ranks.size)
     accumulate_gradients(loss, dataset.batch_at(0), torch.device("cpu"), 64)
-    return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: gathered(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def main(packed: Path, out: Path) -> None:
