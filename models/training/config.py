@@ -17,7 +17,7 @@ MAY_CHANGE_ON_RESUME = frozenset(
     {
         *("checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "memory", "compile"),
         *("parallel", "context_parallel", "context_kind"),
-        *("dtype", "plan", "shape"),  # these are compared after they have been resolved
+        *("dtype", "plan", "shape", "init"),  # these are compared after they have been resolved
         *("eval_tokens", "eval_every", "eval_bytes", "traps", "injections", "sample_every", "prompts", "tensorboard"),
     }
 )

@@ -11,7 +11,7 @@ import torch
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.models.attention import choose_backend, layer_patterns
-from seqmill.models.checkpoint import DTYPES, require_device
+from seqmill.models.checkpoint import DTYPES, require_device, weights_fingerprint
 from seqmill.models.config import ModelConfig
 from seqmill.models.training.compiled import INDUCTOR, compiler_obstacle
 from seqmill.models.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
@@ -40,6 +40,8 @@ class Job:
     plan: "StepPlan | None"  # which rank takes which row of an update
     micro_batch_tokens: int  # most tokens of one forward pass
     fingerprint: str  # of the packed folder
+    tokenizer: str | None  # fingerprint of what made its tokens, where that is known
+    init: str | None  # fingerprint of the weights that it begins with; None: random ones, or a folder that is gone
     ranks: Ranks
     compiler: str | None = None  # of layers and loss; None runs them as they are
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds of an attention backend, where they were timed
@@ -56,6 +58,8 @@ class Job:
             "rows per step": self.rows,
             "packed data": self.fingerprint,
         }
+        if self.init is not None:
+            resolved["weights of init"] = self.init
         if self.config.normalisation == "rank-token-mean":
             resolved["data ranks"] = self.ranks.size // self.config.context_parallel
         if self.schedule is not None:
@@ -120,6 +124,8 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         plan=_plan(manifest, config),
         micro_batch_tokens=micro_rows * capacity,
         fingerprint=manifest["fingerprint"],
+        tokenizer=manifest.get("tokenizer", {}).get("fingerprint"),
+        init=weights_fingerprint(config.init) if config.init and Path(config.init).exists() else None,
         ranks=ranks,
         compiler=_choose_compiler(config, model, device),
     )

@@ -1,7 +1,7 @@
 """Looks at a model between updates: what it needs to tell held-out documents and traps, and what it writes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,6 +10,7 @@ import torch
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
+from seqmill.models.checkpoint import TOKENIZER
 from seqmill.models.evaluation import EvaluationConfig, HeldOut, evaluate, gather_losses
 from seqmill.models.evaluation.traps import TrapTokens, trap_groups
 from seqmill.models.samples import SampleConfig, check_prompts, sample_beginnings, sample_texts
@@ -39,13 +40,11 @@ class Looks:
             UserError: it is not there, or of another tokenizer.
         """
         config, manifest = job.config, open_manifest(job.packed, "packed")
-        tokenizer = job.packed / "tokenizer"
+        tokenizer = job.packed / TOKENIZER
         windows = EvaluationConfig(max_bytes=config.eval_bytes, context=manifest["pack"]["capacity"])
         sets = {}
         if config.eval_tokens is not None:
-            sets["holdout"] = HeldOut.open(
-                config.eval_tokens, windows, manifest.get("tokenizer", {}).get("fingerprint")
-            )
+            sets["holdout"] = HeldOut.open(config.eval_tokens, windows, job.tokenizer)
         if config.traps is not None:
             every_trap = EvaluationConfig(context=windows.context)
             sets["traps"] = trap_groups(config.traps, _needed(tokenizer, "traps"), every_trap)
@@ -56,19 +55,22 @@ class Looks:
         found = None if config.injections is None else TrapTokens.find(job.packed, config.injections)
         return cls(job, sets, encoder, found)
 
-    def after(self, step: int, model: Model, tokens: int, began: float) -> Iterator[Record]:
+    def after(
+        self, step: int, model: Model, tokens: int, began: float, left_out: Collection[str] = ()
+    ) -> Iterator[Record]:
         """The records that are due after an update; all ranks call this together, and the first one has the samples.
 
         Args:
             tokens: targets of all updates so far.
             began: when this process began, by time.perf_counter.
+            left_out: names of sets, and "samples", that are not due.
         """
         config = self.job.config
         if config.evaluates_at(step):
-            for name, held_out in self.sets.items():
-                losses = self._evaluate(model, held_out)
+            for name in (name for name in self.sets if name not in left_out):
+                losses = self._evaluate(model, self.sets[name])
                 yield EvaluationRecord.of(step, name, tokens, time.perf_counter() - began, losses)
-        if self.encoder is not None and config.samples_at(step):
+        if self.encoder is not None and config.samples_at(step) and "samples" not in left_out:
             here = _gathered_model(model, self.job.ranks.is_first) if config.parallel == "fsdp" else model
             if self.job.ranks.is_first:
                 for sample in self._sample(here, self.encoder):

@@ -141,6 +141,16 @@ class RunLog:
         self.close()
 
 
+def looked_at(out: Path, step: int) -> set[str]:
+    """What the logs of a run tell of a look at the model after `step` updates: sets of documents, and "samples"."""
+    evaluations = {line["set"] for line in _lines(out / EVALUATIONS) if line["step"] == step}
+    return evaluations | {"samples" for line in _lines(out / SAMPLES) if line["step"] == step}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
+
+
 def format_record(record: Record) -> bytes:
     """`record` as a line of its log."""
     return json.dumps(asdict(record), ensure_ascii=False).encode() + b"\n"
