@@ -15,7 +15,6 @@ from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.executors import RayExecutor
 from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
-from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
 from seqmill.storage import atomic_path, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
@@ -91,18 +90,18 @@ def train_model(
     A Ray executor has as many ranks train together as it has workers. Any other leaves it to this process, and to those
     that torchrun has started beside it.
     """
-    from seqmill.models import train
-
-    if isinstance(executor, RayExecutor):
-        from seqmill.models.training.ray_train import train_on_ray
-
-        executor.connect()
-        return asdict(train_on_ray(packed, out, config, executor.workers))
-
     reporter = TrainingReporter(progress)
     progress.start("train", config.steps)
     try:
-        result = train(packed, out, config, progress=reporter.show)
+        if isinstance(executor, RayExecutor):
+            from seqmill.models.training.ray_train import train_on_ray
+
+            executor.connect()
+            result = train_on_ray(packed, out, config, executor.workers, reporter.show)
+        else:
+            from seqmill.models import train
+
+            result = train(packed, out, config, progress=reporter.show)
         reporter.skip_to(result.steps)
     finally:
         progress.finish()
@@ -288,9 +287,9 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
 
 def tokenizer_of(checkpoint: Path) -> Path:
     """The tokenizer that belongs to a training folder, to one of its checkpoints, or to a folder of the HF hub."""
-    for folder in (checkpoint, *checkpoint.parents[:2]):
-        if (folder / TOKENIZER_FOLDER).is_dir():
-            return folder / TOKENIZER_FOLDER
-    if (checkpoint / TOKENIZER_JSON).is_file():
-        return checkpoint / TOKENIZER_JSON
+    from seqmill.models import checkpoint as checkpoints
+
+    found = checkpoints.tokenizer_of(checkpoint)
+    if found is not None:
+        return found
     raise UserError(f"{checkpoint} carries no tokenizer; copy the one its data was made with to {checkpoint}/tokenizer")
