@@ -5,7 +5,7 @@ Tensor names end in their axes: L layers, N experts.
 # ruff: noqa: N806, N812 (the axes are capital letters)
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -62,8 +62,8 @@ def accumulate_gradients(
         objective.backward()
         sums += torch.cat([objective.detach()[None], found.plain])
         counts_LN = found.counts_LN
-    told = _told(batch, parts) * (not loss.is_told_by_another_rank)
-    everything = loss.ranks.add_up(torch.cat([sums, told.to(device)])).tolist()
+    told = _told([part for part in parts if loss.is_told_here(part)], device)
+    everything = loss.ranks.add_up(torch.cat([sums, told])).tolist()
     total, nats, *apart = everything[: len(sums)]
     tokens, places, squares, *targets = map(int, everything[len(sums) :])
     imbalance = () if counts_LN is None else tuple(load_imbalance(counts_LN))
@@ -76,7 +76,7 @@ def split_batch(
     """Cut a batch between documents into parts of at most `most_tokens` tokens (or one longer document).
 
     A batch of a step plan is cut at its slots instead, which begin at the same time on all ranks; a slot for which this
-    rank has no row gives a part that is not real.
+    rank has no row gives a part that is not real, and one that other ranks have too a part with its `sharers`.
 
     Args:
         is_padded: each part gets pads up to a number of tokens that code is compiled for (compiled.static_length).
@@ -84,9 +84,10 @@ def split_batch(
     bounds: list[int] = batch["cu_seqlens"].tolist()
     if "slots" in batch:
         places = torch.searchsorted(batch["cu_seqlens"], batch["slots"]).tolist()
-        for first, last in pairwise(places):
+        for (first, last), (rank, ranks) in zip(pairwise(places), batch["slot_ranks"].tolist(), strict=True):
             part = _part(batch, bounds, first, last, device) if last > first else _nothing(batch, device)
-            yield _padded(part, most_tokens) if is_padded else part
+            part = _padded(part, most_tokens) if is_padded else part
+            yield replace(part, sharers=(rank, ranks)) if ranks > 1 else part
         return
     first = 0
     while first < len(bounds) - 1:
@@ -149,11 +150,14 @@ def _expert_counts(loss: Spread, parts: list[MicroBatch]) -> Tensor | None:
     return expert_counts(loss.loss.model, parts, loss.loss.count_experts, group, lambda part: part.is_real)
 
 
-def _told(batch: Mapping[str, Any], parts: list[MicroBatch]) -> Tensor:
-    """float64[3 + parts] on the host: tokens, places, squares, and the targets of each part."""
+def _told(parts: list[MicroBatch], device: torch.device) -> Tensor:
+    """float64[3 + parts of a loss]: tokens, places, squares, and the targets of each part of the loss."""
     lengths = [length for part in parts for length in part.lengths]
     places = sum(lengths) + sum(part.pads for part in parts)
-    counted = batch["targets"] != IGNORED
-    of_parts = batch.get("parts", torch.zeros_like(batch["targets"]))[counted].bincount(minlength=len(PARTS))
-    told = torch.tensor([sum(lengths), places, sum(length * length for length in lengths)], dtype=torch.float64)
-    return torch.cat([told, of_parts.double()])
+    sizes = torch.tensor([sum(lengths), places, sum(length * length for length in lengths)], dtype=torch.float64)
+    targets = torch.zeros(len(PARTS), dtype=torch.int64, device=device)
+    for part in parts:
+        counted_T = part.targets_T != IGNORED
+        of_parts_T = torch.zeros_like(part.targets_T) if part.part_T is None else part.part_T
+        targets += torch.stack([(counted_T & (of_parts_T == number)).sum() for number in range(len(PARTS))])
+    return torch.cat([sizes.to(device, non_blocking=True), targets.double()])

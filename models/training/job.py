@@ -69,6 +69,14 @@ class Job:
         shape = {f"model {name}": value for name, value in self.model.to_json().items()}
         return settings | resolved | shape
 
+    @property
+    def sharers(self) -> tuple[tuple[int, int], ...]:
+        """The (first rank, number of ranks) of all groups that share rows of the plan."""
+        if self.plan is None:
+            return ()
+        spans = set(zip(self.plan.rank.tolist(), self.plan.group.tolist(), strict=True))
+        return tuple(sorted(span for span in spans if span[1] > 1))
+
     def how_it_runs(self) -> dict[str, Any]:
         """What the result does not depend on, for the record."""
         return {
@@ -108,7 +116,8 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
     model = config.model_config(vocab_size)
     kind = choose_device(config.device)
     device = torch.device(kind, ranks.local_rank) if kind == "cuda" else torch.device(kind)
-    _check_together(config, model, device, ranks)
+    plan = _plan(manifest, config)
+    _check_together(config, model, device, ranks, plan)
     auto_dtype = "bfloat16" if kind == "cuda" else "float32"
     dtype = DTYPES[auto_dtype if config.dtype == "auto" else config.dtype]
     micro_rows = config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS[kind] // capacity)
@@ -121,7 +130,7 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         backend=choose_backend(config.attention, device, dtype, layer_patterns(model)),
         rows=max(1, config.batch_tokens // capacity),
         schedule=_schedule(packed, manifest, config.batch_tokens),
-        plan=_plan(manifest, config),
+        plan=plan,
         micro_batch_tokens=micro_rows * capacity,
         fingerprint=manifest["fingerprint"],
         tokenizer=manifest.get("tokenizer", {}).get("fingerprint"),
@@ -153,7 +162,9 @@ def _choose_compiler(config: TrainConfig, model: ModelConfig, device: torch.devi
     return None
 
 
-def _check_together(config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks) -> None:
+def _check_together(
+    config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks, plan: "StepPlan | None"
+) -> None:
     """Whether settings that are possible alone are so together.
 
     Raises:
@@ -166,14 +177,26 @@ def _check_together(config: TrainConfig, model: ModelConfig, device: torch.devic
             f"multiple of {context} ranks, by torchrun or --workers"
         )
     memory.require_possible(device, layer_patterns(model))
-    if model.window is not None and context > 1 and config.context_kind == "ring":
+    is_shared = plan is not None and bool((plan.group > 1).any())
+    if is_shared and context > 1:
+        raise UserError(
+            f"context_parallel = {context}, and {config.plan} tells itself which ranks share a row (strategy groups); "
+            "leave context_parallel out, or plan with another strategy"
+        )
+    if is_shared and config.normalisation == "rank-token-mean":
+        raise UserError(
+            f"normalisation = 'rank-token-mean' takes a mean over the tokens of each rank, and {config.plan} has ranks "
+            "share rows (strategy groups); use another normalisation, or plan with another strategy"
+        )
+    is_shared = is_shared or context > 1
+    if model.window is not None and is_shared and config.context_kind == "ring":
         raise UserError(
             "context_kind = 'ring' shows tokens all of their document, and the model has a window; use 'ulysses'"
         )
-    if context > 1 and memory.stream_chunk:
+    if is_shared and memory.stream_chunk:
         raise UserError(
-            f"memory.stream_chunk = {memory.stream_chunk} and context_parallel = {context}: a streamed layer has all "
-            "tokens of its row; use memory.checkpoint instead"
+            f"memory.stream_chunk = {memory.stream_chunk}: a streamed layer has all tokens of its row, and ranks share "
+            "rows (context_parallel, or a plan of strategy groups); use memory.checkpoint instead"
         )
     if model.experts and (config.balance or config.router_z) and (memory.mlp_tile or memory.stream_chunk):
         raise UserError(
@@ -210,10 +233,5 @@ def _plan(manifest: Mapping[str, Any], config: TrainConfig) -> "StepPlan | None"
         raise UserError(
             f"batch_tokens = {config.batch_tokens}, but {config.plan} plans steps with room for {room} tokens "
             f"({plan.settings.rows_per_step} rows); train with batch_tokens = {room}, or plan again with other --rows"
-        )
-    if (plan.group > 1).any():
-        raise UserError(
-            f"{config.plan} has ranks share rows (strategy groups), which the trainer cannot do; plan with another "
-            "strategy"
         )
     return plan

@@ -5,8 +5,8 @@ Tensor names end in their axes: T tokens, D model width, L layers, N experts.
 # ruff: noqa: N803, N806, N812, N815 (the axes are capital letters)
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +22,9 @@ from seqmill.models.moe import Routing, balance_loss, count_choices, record_rout
 from seqmill.models.training.compiled import compiled_code, compiling
 from seqmill.models.transformer import LayerAttention, Model, packed_attention
 
+Sharers = tuple[int, int]
+"""The first of the ranks that share a row, and how many they are."""
+
 
 @dataclass(frozen=True)
 class MicroBatch:
@@ -34,6 +37,7 @@ class MicroBatch:
     part_T: Tensor | None  # int64, a number into loss.PARTS, where something tells tokens apart
     weights_T: Tensor | None  # float32, where tokens do not count alike
     pads: int = 0  # tokens at the end that stand in for none: a segment of their own, without targets
+    sharers: Sharers | None = None  # the ranks that share these tokens, where not all micro-batches are shared alike
 
     @property
     def lengths(self) -> tuple[int, ...]:
@@ -57,7 +61,8 @@ class LossSettings:
     backend: str = "sdpa"  # of attention: a name in attention.BACKENDS
     memory: MemorySettings = PLAIN
     context_kind: str = "ring"  # how ranks share tokens, where they do
-    context_group: dist.ProcessGroup | None = None  # the ranks that share this one's tokens
+    context_group: dist.ProcessGroup | None = None  # the ranks that share this one's tokens, all of them
+    sharers: Mapping[Sharers, dist.ProcessGroup] = field(default_factory=dict)  # or those of some micro-batches
     compiler: str | None = None  # of layers and loss: a backend of torch.compile; None runs them as they are
 
 
@@ -118,15 +123,19 @@ class PackedLoss(nn.Module):
         self, part: MicroBatch, memory: MemorySettings, layer: LayerMemory | None = None
     ) -> tuple[Tensor, MicroBatch]:
         """hidden_TD of the tokens that this rank holds, and what the micro-batch says of these."""
-        settings, attention, held = self.settings, None, part
-        if settings.context_group is not None:
-            ranks, rank = dist.get_world_size(settings.context_group), dist.get_rank(settings.context_group)
+        settings, attention, held, group = self.settings, None, part, self.group_of(part)
+        if group is not None:
+            ranks, rank = dist.get_world_size(group), dist.get_rank(group)
             split = ContextSplit(part.segments.lengths, ranks, settings.context_kind)
             held = _held(part, split, rank)
             windowed, device = self.model.config.window is not None, part.input_ids_T.device
-            attention = context_attention(split, settings.context_group, self._within, device, windowed=windowed)
+            attention = context_attention(split, group, self._within, device, windowed=windowed)
         inputs = (held.input_ids_T, held.position_ids_T, part.segments, settings.backend, memory, attention, layer)
         return self.model(*inputs).to(settings.dtype), held
+
+    def group_of(self, part: MicroBatch) -> dist.ProcessGroup | None:
+        """The ranks that share a micro-batch; None for one of this rank alone."""
+        return self.settings.context_group if part.sharers is None else self.settings.sharers[part.sharers]
 
     def _within(self, segments: Segments) -> LayerAttention:
         return packed_attention(segments, self.settings.backend, self.model.config)

@@ -184,6 +184,7 @@ def _loss_settings(job: Job) -> LossSettings:
         memory=config.memory,
         context_kind=config.context_kind,
         context_group=job.ranks.neighbours(config.context_parallel, job.device.type) if shared else None,
+        sharers=job.ranks.groups(job.sharers, job.device),
         compiler=job.compiler,
     )
 

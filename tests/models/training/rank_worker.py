@@ -2,7 +2,7 @@
 
 OUT/gradients-{ddp,fsdp}.safetensors    of one update of five rows
 OUT/compiled-{ddp,fsdp}.safetensors     the same by compiled code, for more than two ranks
-OUT/{ddp,fsdp,odd,muon,planned}         runs, as test_ranks.py asks for them
+OUT/{ddp,fsdp,odd,muon,planned,shared}  runs, as test_ranks.py asks for them
 OUT/resumed-{ddp,fsdp}                  runs that one rank has begun
 """
 
@@ -72,8 +72,12 @@ def main(packed: Path, out: Path) -> None:
             if ranks.size > 2 and name in FOR_TWO:
                 continue
             train(packed, out / name, TrainConfig(**settings))  # type: ignore[arg-type]
-        plan = out / f"plan-{ranks.size}.arrow"
-        train(packed, out / "planned", TrainConfig(**{**SMALL, "batch_tokens": 128 * ranks.size, "plan": str(plan)}))
+        still = {**SMALL, "learning_rate": 1e-12}  # the first weights, in every update
+        planned = {**still, "batch_tokens": 128 * ranks.size, "plan": str(out / f"plan-{ranks.size}.arrow")}
+        train(packed, out / "planned", TrainConfig(**planned))  # type: ignore[arg-type]
+        groups = {**planned, "plan": str(out / f"groups-{ranks.size}.arrow"), "checkpoint_every": 1}
+        groups |= {"parallel": "fsdp", "context_kind": "ulysses"} if ranks.size > 2 else {}
+        train(packed, out / "shared", TrainConfig(**groups))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
