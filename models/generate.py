@@ -1,4 +1,4 @@
-"""Packed prefill, ragged decode, and packed scoring: real tokens only, no padding on the left.
+"""Packed prefill and ragged decode: real tokens only, no padding on the left.
 
 Prompts lie end to end in one forward pass under a token budget; their keys and values go straight into a cache with
 one slot per live request. Every decode step feeds one token per live request; a finished request's slot is taken by
@@ -22,7 +22,6 @@ from torch import Tensor
 
 from seqmill.errors import UserError
 from seqmill.models.attention import Segments, choose_backend, layer_patterns
-from seqmill.models.loss import CHUNK_LOGITS
 from seqmill.models.sampling import Sampling, pick_tokens, request_draws
 from seqmill.models.transformer import LayerAttention, Model, packed_attention
 
@@ -185,39 +184,6 @@ def _continue_all(
             logits_BV = _decode(model, cache, live)
         _append(entering, logits_BV, sampling, stop_ids)
         _leave(live, cache)
-
-
-@torch.inference_mode()
-def score(
-    model: Model, sequences: Sequence[Sequence[int]], *, prefill_tokens: int = PREFILL_TOKENS
-) -> list[np.ndarray]:
-    """How well the model foresees every token: for each sequence float32[len - 1].
-
-    Number i is the natural logarithm of the probability of token i + 1 after tokens 0 .. i.
-
-    Raises:
-        UserError: a sequence is empty or holds an id outside the vocabulary.
-    """
-    _check_ids("sequence", sequences, model.config.vocab_size)
-    backend = choose_backend("auto", model.device, model.head_weight.dtype, layer_patterns(model.config))
-    waiting, scores = deque(sequences), []
-    while packed := _take(waiting, len(waiting), prefill_tokens):
-        ids_T, segments = _pack(packed, model.device)
-        hidden_TD = model(ids_T, segments.positions().to(model.device), segments, backend)
-        log_p_T = _next_log_probability(model, hidden_TD, ids_T).cpu().numpy()
-        ends = np.cumsum(segments.lengths)
-        scores += [log_p_T[end - length : end - 1] for end, length in zip(ends, segments.lengths, strict=True)]
-    return scores
-
-
-def _next_log_probability(model: Model, hidden_TD: Tensor, ids_T: Tensor) -> Tensor:
-    """float32[T - 1]: the log-probability of the token that follows in `ids_T`, a chunk of logits at a time."""
-    chunk = max(1, CHUNK_LOGITS[model.device.type] // model.config.padded_vocab)
-    parts = [
-        model.logits(hidden_CD).log_softmax(dim=-1).gather(1, next_C[:, None])[:, 0]
-        for hidden_CD, next_C in zip(hidden_TD[:-1].split(chunk), ids_T[1:].split(chunk), strict=True)
-    ]
-    return torch.cat(parts)
 
 
 def _prefill(model: Model, cache: _Cache, first_slot: int, entering: Sequence[_Request], backend: str) -> Tensor:
