@@ -61,7 +61,7 @@ def read_column(
 
 def _score_columns(log_probs: np.ndarray, tokens: np.ndarray, name_of: Callable[[int], str]) -> dict[str, pa.Array]:
     row = np.repeat(np.arange(len(tokens)), tokens)
-    sums = np.bincount(row, weights=log_probs, minlength=len(tokens))
+    sums = np.bincount(row, log_probs, len(tokens)).astype(np.float64)  # integers where there is none
     if not np.isfinite(sums).all():
         raise UserError(
             f"the log-probability of {name_of(int(np.isfinite(sums).argmin()))} is no finite number: the weights are "
