@@ -3,10 +3,12 @@ data is prepared on machines without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST
@@ -15,7 +17,7 @@ from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.executors import RayExecutor
 from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
-from seqmill.storage import atomic_path, hash_file, write_json
+from seqmill.storage import atomic_path, fingerprint, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
 
@@ -283,6 +285,88 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
         return [sequence.tokens for sequence in written]
 
     return LanguageModel(encoder, fingerprint, sample, lambda ids: models.score(model, ids))
+
+
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint and its tokenizer as payloads name them: where they lie, and what identifies them."""
+
+    checkpoint: str  # the folder of the weights themselves, whatever checkpoint of a run becomes the newest later
+    fingerprint: str  # of weights and shape
+    tokenizer: str
+    tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A checkpoint as a function of columns of ids."""
+
+    encoder: Encoder  # the tokenizer it was trained with
+    dim: int  # numbers of an embedding
+    read: Callable[[pa.Array, str | None, int, Callable[[int], str]], pa.RecordBatch]
+    # (ids, pooling, most tokens of a pass, name of a row) -> the columns of models.inference.columns.read_column
+
+
+def find_model(checkpoint: Path) -> ModelFiles:
+    """The files of a training folder's newest checkpoint, of one checkpoint, or of a folder of the HF hub.
+
+    Raises:
+        UserError: no whole checkpoint is there, it carries no tokenizer, or torch is not on this machine.
+    """
+    try:
+        from seqmill.models.checkpoint import CONFIG, weight_files
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    checkpoint = checkpoint.absolute()
+    weights = weight_files(checkpoint)
+    folder = weights[0].parent
+    for path in weights:
+        if not path.is_file():
+            raise UserError(f"there is no {path}; weights must be safetensors, download it again")
+    tokenizer = tokenizer_of(checkpoint)
+    identity = fingerprint({path.name: hash_file(path) for path in (*weights, folder / CONFIG)})
+    return ModelFiles(str(folder), identity, str(tokenizer), load(tokenizer).fingerprint)
+
+
+@lru_cache(maxsize=1)  # a worker's units share one model, which may fill its memory
+def open_scorer(files: ModelFiles, device: str, dtype: str, threads: int) -> Scorer:
+    """Load a model and its tokenizer, or give those that this process loaded last.
+
+    Args:
+        threads: that it computes with, on a processor; the last bits of a matrix product depend on it.
+
+    Raises:
+        UserError: they cannot be read, or the device is not on this machine.
+    """
+    import torch
+
+    from seqmill import models
+    from seqmill.models.inference.columns import read_column
+
+    model = models.load(files.checkpoint, device, dtype)
+
+    def read(ids: pa.Array, pooling: str | None, most_tokens: int, name_of: Callable[[int], str]) -> pa.RecordBatch:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return read_column(model, ids, pooling, most_tokens, name_of)
+        finally:
+            torch.set_num_threads(before)
+
+    return Scorer(load(files.tokenizer), model.config.dim, read)
+
+
+def device_for(asked: str, executor: str) -> str:
+    """ "cpu" or "cuda": for "auto" what torch sees, but tasks of Ray hold no GPU.
+
+    Raises:
+        UserError: CUDA is asked for and not there, or torch is not on this machine.
+    """
+    try:
+        from seqmill.models.training.job import choose_device
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    return choose_device("cpu" if asked == "auto" and executor == "ray" else asked)
 
 
 def tokenizer_of(checkpoint: Path) -> Path:

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seqmill.cli.common import Address, AsJson, ExecutorName, Out, Quiet, print_figures
+from seqmill.cli.common import Address, AsJson, ExecutorName, Inputs, Out, Quiet, Workers, print_figures, stage_of
 from seqmill.errors import UserError
 
 app = typer.Typer()
@@ -118,6 +118,41 @@ def generate(
     else:
         for sample in samples:
             print(f"{sample['prompt']!r} -> {sample['continuation']!r}")
+
+
+@app.command()
+def score(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, one of its checkpoints, or a HF folder.")],
+    inputs: Inputs,
+    out: Out,
+    embed: Annotated[str | None, typer.Option(help="Add embeddings: mean or last hidden state.")] = None,
+    per_token: Annotated[bool, typer.Option(help="Add the log-probability of every token.")] = False,
+    append_eos: Annotated[bool, typer.Option(help="Put the end-of-document id behind every text.")] = True,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; a longer document goes alone.")] = 16384,
+    unit_bytes: Annotated[int, typer.Option(help="Text of one work unit, about, in bytes.")] = 1 << 20,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(help="That each worker computes with, on a processor.")] = 1,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score documents or tokens with a trained model: log-probabilities, bits per byte, embeddings."""
+    from seqmill.manifest import MANIFEST
+    from seqmill.pipeline.model_steps import device_for
+    from seqmill.pipeline.score_columns import ScoringConfig
+    from seqmill.pipeline.scoring import score_corpus
+
+    device = device_for(device, executor)
+    config = ScoringConfig(embed, per_token, append_eos, max_tokens, unit_bytes, device, dtype, threads)
+    if device == "cuda" and workers is None:
+        workers = 1  # each worker would put a model of its own on the one device
+    with stage_of("score", out, executor, workers, address, quiet, as_json) as stage:
+        is_folder = len(inputs) == 1 and (Path(inputs[0]) / MANIFEST).is_file()
+        data = Path(inputs[0]).absolute() if is_folder else stage.documents(inputs)
+        stage.manifest = score_corpus(data, checkpoint, config, stage.out, stage.executor, stage.progress)
 
 
 @app.command()
