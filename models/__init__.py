@@ -11,8 +11,10 @@ Ids go in and come out; the tokenizer that the packed folder carries is copied t
 from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
 from seqmill.models.generate import score
+from seqmill.models.inference.beams import beam_search
 from seqmill.models.inference.engine import Engine, EngineSettings
 from seqmill.models.inference.generate import generate
+from seqmill.models.inference.hypotheses import Beam
 from seqmill.models.inference.requests import GeneratedSequence, Request
 from seqmill.models.inference.sampling import Sampling
 from seqmill.models.isolation import Isolation, check_isolation
@@ -24,6 +26,7 @@ from seqmill.models.vocabulary import extend_vocabulary
 
 __all__ = [
     "PRESETS",
+    "Beam",
     "Engine",
     "EngineSettings",
     "GeneratedSequence",
@@ -35,6 +38,7 @@ __all__ = [
     "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "beam_search",
     "check_isolation",
     "extend_vocabulary",
     "generate",
