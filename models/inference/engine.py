@@ -62,7 +62,7 @@ class EngineSettings:
             raise UserError(f"draft = {self.draft!r}: must be {', '.join(DRAFTERS)}, or left out")
         if self.draft is not None and self.policy is not None and self.policy.has_mean:
             raise UserError(
-                "a policy with has_mean lets go of one position per pass: tokens of a draft would see another mean than "
+                "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
                 "one by one; leave out draft or has_mean"
             )
         if self.cache_tokens is not None and self.cache_tokens < self.page_tokens:
