@@ -100,10 +100,10 @@ def tokenizer_of(path: Path | str) -> Path | None:
     """
     path = Path(path)
     run = path.absolute().parents[1] if path.absolute().parent.name == CHECKPOINTS else path
-    for found in (path / TOKENIZER, run / TOKENIZER, path / TOKENIZER_JSON):
+    for found in (path / TOKENIZER, run / TOKENIZER):
         if found.exists():
             return found
-    return None
+    return path if (path / TOKENIZER_JSON).exists() else None
 
 
 def _load_ours(folder: Path) -> Model:

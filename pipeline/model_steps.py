@@ -228,8 +228,7 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
     Raises:
         UserError: no checkpoint is there, `out` is a folder of training, or torch is not on this machine.
     """
-    if (out / MANIFEST).exists() or (out / "checkpoints").exists():
-        raise UserError(f"{out} is a training folder or a checkpoint, whose files would be lost; choose another --out")
+    _require_no_training(out)
     try:
         from seqmill import models
         from seqmill.models.huggingface import config_to_huggingface, export_huggingface
@@ -247,6 +246,34 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
         "tokenizer": str(out / TOKENIZER_JSON) if tokenizer.is_file() else None,
         "out": str(out),
     }
+
+
+def import_model(file: Path, out: Path) -> dict[str, Any]:
+    """Write the model and tokenizer of a GGUF file as a folder that `generate`, `score` and transformers read.
+
+    Returns:
+        As `export_model`.
+
+    Raises:
+        UserError: see `seqmill.models.gguf.import_gguf`; or `out` is a folder of training, or torch is not there.
+    """
+    _require_no_training(out)
+    try:
+        from seqmill.models.gguf import import_gguf
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    config = import_gguf(file, out)
+    return {
+        "family": "qwen3" if config.qk_norm else "llama",
+        "parameters": config.parameters,
+        "tokenizer": str(out / TOKENIZER_JSON),
+        "out": str(out),
+    }
+
+
+def _require_no_training(out: Path) -> None:
+    if (out / MANIFEST).exists() or (out / "checkpoints").exists():
+        raise UserError(f"{out} is a training folder or a checkpoint, whose files would be lost; choose another --out")
 
 
 @dataclass(frozen=True)

@@ -167,6 +167,18 @@ def export(
     print_figures("export", export_model(checkpoint, out), as_json)
 
 
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A Llama or Qwen3 of llama.cpp.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Read a GGUF file once: its model and tokenizer as a folder for generate, score and transformers."""
+    from seqmill.pipeline.model_steps import import_model
+
+    print_figures("import", import_model(file, out), as_json)
+
+
 def _read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a file: its lines, or the field "text" of each JSON line."""
     if not path.is_file():
