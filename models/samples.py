@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from seqmill.errors import UserError
+from seqmill.models.inference.engine import EngineSettings
 from seqmill.models.inference.generate import generate
+from seqmill.models.inference.requests import GeneratedSequence
 from seqmill.models.transformer import Model
 
 if TYPE_CHECKING:
@@ -23,6 +25,11 @@ class SampleConfig:
     temperature: float = 0.8  # 0 takes the most likely token every time
     top_k: int | None = 50
     seed: int = 0
+    top_p: float | None = None
+    min_p: float | None = None
+    samples: int = 1  # of every prompt
+    stop: tuple[str, ...] = ()  # texts that end a continuation and are not part of it
+    draft: str | None = None  # a name in inference.drafting.DRAFTERS
 
 
 @dataclass(frozen=True)
@@ -31,28 +38,38 @@ class Sample:
 
     prompt: str
     continuation: str
+    finish: str = "length"  # why it ended: length, stop or error
+    error: str | None = None  # why nothing was written
 
 
 def sample_texts(model: Model, encoder: "Encoder", prompts: Sequence[str], config: SampleConfig) -> list[Sample]:
-    """Continue texts, each up to the end of its document or `max_new_tokens`.
+    """Continue texts, each up to the end of its document, a stop text or `max_new_tokens`; the samples of a prompt
+    follow one another. A prompt that cannot be continued says why, and the others go on.
 
     Args:
         encoder: the tokenizer that the model was trained with, `seqmill.tokenizers_ext.load(folder)`.
 
     Raises:
-        UserError: a prompt has no token.
+        UserError: a setting is impossible, or stop texts are asked of windows of bits.
     """
     from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder  # here, for it brings numba along
 
     ids = encoder.encode(pa.array(prompts, pa.large_string())).to_pylist()
+    each = [prompt for prompt in prompts for _ in range(config.samples)]
     if not isinstance(encoder, EqualInfoEncoder):
-        return _with_texts(prompts, decode_texts(encoder, _continue(model, encoder, ids, config)))
+        found = _continue(model, encoder, ids, config)
+        texts = decode_texts(encoder, [one.tokens for one in found])
+        texts = [text if one.text is None else _shown(one.text) for text, one in zip(texts, found, strict=True)]
+        return _with_texts(each, texts, found)
+    if config.stop:
+        raise UserError("stop: a window of bits begins and ends inside characters; leave it out with this tokenizer")
     healed = [encoder.heal(prompt) for prompt in ids]  # a text that goes on is cut otherwise where the prompt ends
-    kept = [each.ids.tolist() for each in healed]
-    new = _continue(model, encoder, kept, config, [each.next_ids for each in healed])
-    whole = decode_texts(encoder, [(*before, *after) for before, after in zip(kept, new, strict=True)])
-    rests = [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)]  # ids may begin in the prompt
-    return _with_texts(prompts, rests)
+    kept = [one.ids.tolist() for one in healed]
+    found = _continue(model, encoder, kept, config, [one.next_ids for one in healed])
+    before = [ids for ids in kept for _ in range(config.samples)]
+    whole = decode_texts(encoder, [(*first, *one.tokens) for first, one in zip(before, found, strict=True)])
+    rests = [text[len(prompt) :] for prompt, text in zip(each, whole, strict=True)]  # ids may begin in the prompt
+    return _with_texts(each, rests, found)
 
 
 def check_prompts(encoder: "Encoder", prompts: Sequence[str]) -> None:
@@ -74,16 +91,24 @@ def sample_beginnings(
     A character that the cut goes through is shown as a replacement mark, at the end of the prompt.
     """
     ids = held_out.beginnings(count, tokens)
-    new = _continue(model, encoder, ids, config)
+    found = _continue(model, encoder, ids, config)
     prompts = decode_texts(encoder, ids)
-    whole = decode_texts(encoder, [(*before, *after) for before, after in zip(ids, new, strict=True)])
-    return _with_texts(prompts, [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)])
+    whole = decode_texts(encoder, [(*before, *one.tokens) for before, one in zip(ids, found, strict=True)])
+    return _with_texts(prompts, [text[len(prompt) :] for prompt, text in zip(prompts, whole, strict=True)], found)
 
 
 def decode_texts(encoder: "Encoder", sequences: Sequence[Sequence[int]]) -> list[str]:
     """Text of generated ids; bytes that are no UTF-8 (a character cut off at the end) become replacement marks."""
-    ids = pa.array(sequences, pa.list_(pa.uint32()))
-    return [text.decode(errors="replace") for text in encoder.decode(ids).to_pylist()]
+    return [_shown(text) for text in _decode(encoder, sequences)]
+
+
+def _decode(encoder: "Encoder", sequences: Sequence[Sequence[int]]) -> list[bytes]:
+    texts: list[bytes] = encoder.decode(pa.array(sequences, pa.list_(pa.uint32()))).to_pylist()
+    return texts
+
+
+def _shown(text: bytes) -> str:
+    return text.decode(errors="replace")
 
 
 def _continue(
@@ -92,20 +117,30 @@ def _continue(
     prompts: Sequence[Sequence[int]],
     config: SampleConfig,
     first_ids: Sequence[range] | None = None,
-) -> list[tuple[int, ...]]:
-    """The new ids of every prompt."""
-    sequences = generate(
+) -> list[GeneratedSequence]:
+    """The new ids of every prompt, all samples of one after the other."""
+    return generate(
         model,
         prompts,
         max_new_tokens=config.max_new_tokens,
         temperature=config.temperature,
         top_k=config.top_k,
+        top_p=config.top_p,
+        min_p=config.min_p,
         seed=config.seed,
+        samples=config.samples,
         stop_ids=[encoder.special_ids["eos"]] if "eos" in encoder.special_ids else [],
+        stop_texts=config.stop,
+        decode=lambda sequences: _decode(encoder, sequences),
         first_ids=first_ids,
+        settings=EngineSettings(draft=config.draft),
     )
-    return [sequence.tokens for sequence in sequences]
 
 
-def _with_texts(prompts: Sequence[str], continuations: Sequence[str]) -> list[Sample]:
-    return [Sample(prompt, text) for prompt, text in zip(prompts, continuations, strict=True)]
+def _with_texts(
+    prompts: Sequence[str], continuations: Sequence[str], found: Sequence[GeneratedSequence]
+) -> list[Sample]:
+    return [
+        Sample(prompt, text, one.finish, one.error)
+        for prompt, text, one in zip(prompts, continuations, found, strict=True)
+    ]

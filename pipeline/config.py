@@ -45,6 +45,12 @@ class GenerateConfig:
     temperature: float = 0.8  # 0 takes the most likely token every time
     top_k: int | None = 50
     seed: int = 0
+    top_p: float | None = None  # draw among the fewest likeliest tokens that have this much probability together
+    min_p: float | None = None  # draw among tokens that have this part of the likeliest one's probability or more
+    samples: int = 1  # continuations of every prompt
+    stop: tuple[str, ...] = ()  # texts that end a continuation and are not part of it
+    draft: str | None = None  # copy, recycle or suffix: propose tokens and verify several in one pass
+    device: str = "auto"  # auto (CUDA where torch sees it), cpu, cuda
 
     def __post_init__(self) -> None:
         if not self.prompts or not all(self.prompts):

@@ -2,13 +2,14 @@
 data is prepared on machines without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST
@@ -207,16 +208,49 @@ def generate_samples(checkpoint: Path, config: "GenerateConfig", out: Path) -> l
 def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str, Any]]:
     """Continue prompts with the model and tokenizer of a checkpoint.
 
+    Returns:
+        {"prompt", "continuation", "finish", "error"} of every sample; those of a prompt follow one another.
+
     Raises:
-        UserError: the checkpoint carries no tokenizer, or a prompt is longer than the model's cache allows.
+        UserError: the checkpoint carries no tokenizer, a setting is impossible, or no prompt can be continued.
     """
     from seqmill import models
     from seqmill.models.samples import SampleConfig, sample_texts
+    from seqmill.models.training.job import choose_device
 
-    sampling = SampleConfig(config.max_new_tokens, config.temperature, config.top_k, config.seed)
+    sampling = SampleConfig(**{each.name: getattr(config, each.name) for each in fields(SampleConfig)})
     encoder = load(tokenizer_of(checkpoint))
-    samples = sample_texts(models.load(checkpoint), encoder, config.prompts, sampling)
+    model = models.load(checkpoint, choose_device(config.device))
+    samples = sample_texts(model, encoder, config.prompts, sampling)
+    failed = [sample for sample in samples if sample.error is not None]
+    if len(failed) == len(samples):
+        raise UserError(failed[0].error or "")
     return [asdict(sample) for sample in samples]
+
+
+def read_prompts(path: Path) -> tuple[str, ...]:
+    """The column "text" of an Arrow or Parquet file.
+
+    Raises:
+        UserError: it cannot be read, or has no such column of texts.
+    """
+    try:
+        if path.suffix == ".parquet":
+            table = pq.read_table(path, columns=["text"])
+        else:
+            with pa.memory_map(str(path)) as source:
+                table = pa.ipc.open_stream(source).read_all()
+        column = table["text"].cast(pa.large_string())
+    except (pa.ArrowException, KeyError, OSError) as error:
+        raise UserError(f'{path}: prompts are a column "text" of strings, and it cannot be read ({error})') from error
+    return tuple(text for text in column.to_pylist() if text)
+
+
+def write_samples(samples: Sequence[dict[str, Any]], path: Path) -> None:
+    """One row a sample, as `continue_texts` gives them, as an Arrow stream."""
+    schema = pa.schema([(name, pa.large_string()) for name in ("prompt", "continuation", "finish", "error")])
+    with atomic_path(path) as temporary, pa.ipc.new_stream(temporary, schema) as writer:
+        writer.write_table(pa.Table.from_pylist(list(samples), schema))
 
 
 def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:

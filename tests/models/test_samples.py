@@ -42,7 +42,8 @@ def test_the_ids_of_a_prompt_are_continued_and_told_as_text(config: ModelConfig)
     new = generate(model, ids_of(encoder, PROMPTS), 12, temperature=1.0, stop_ids=[eos], seed=4)
     expected = [bytes(sequence.tokens).decode(errors="replace") for sequence in new]
     found = sample_texts(model, encoder, PROMPTS, CONFIG)
-    assert found == [Sample(prompt, text) for prompt, text in zip(PROMPTS, expected, strict=True)]
+    ends = [sequence.finish for sequence in new]
+    assert found == [Sample(*each) for each in zip(PROMPTS, expected, ends, strict=True)]
     assert any(sample.continuation for sample in found)
     assert sample_texts(model, encoder, PROMPTS, CONFIG) == found
     assert sample_texts(model, encoder, PROMPTS, replace(CONFIG, seed=5)) != found
@@ -59,11 +60,6 @@ def test_a_prompt_that_ends_within_a_window_goes_on_where_it_ended(config: Model
     found = sample_texts(model, WINDOWS, ["the ca"] * 40, once)
     assert {sample.continuation for sample in found} == {"", "t "}
     assert {sample.prompt for sample in found} == {"the ca"}
-
-
-def test_an_empty_prompt_is_refused(config: ModelConfig) -> None:
-    with pytest.raises(UserError, match="prompt 0 is empty"):
-        sample_texts(model_for(ByteEncoder(), config), ByteEncoder(), [""], CONFIG)
 
 
 @pytest.mark.parametrize("encoder", [ByteEncoder(), WINDOWS], ids=["bytes", "windows"])
@@ -84,3 +80,31 @@ def test_without_prompts_held_out_documents_are_begun_and_continued(encoder: Enc
         (whole,) = decode_texts(encoder, [[*ids[item][:5], *sequence.tokens]])
         assert sample.continuation == whole[len(sample.prompt) :]
     assert sample_beginnings(model, encoder, held_out, CONFIG, tokens=100) == []
+
+
+def test_samples_stop_at_a_text_and_follow_one_another_by_prompt(config: ModelConfig) -> None:
+    encoder = ByteEncoder()
+    model = model_for(encoder, config)
+    with torch.no_grad():
+        model.embedding.weight[128:256] = 0.0  # texts of ASCII
+        model.embedding.weight[:128].mul_(3.0)
+    plain = sample_texts(model, encoder, PROMPTS, replace(CONFIG, samples=3, max_new_tokens=20))
+    assert [sample.prompt for sample in plain] == [prompt for prompt in PROMPTS for _ in range(3)]
+    assert len({sample.continuation for sample in plain}) > 3
+    stop = next(sample.continuation[4:6] for sample in plain if sample.continuation.isascii())
+    stopped = sample_texts(model, encoder, PROMPTS, replace(CONFIG, samples=3, max_new_tokens=20, stop=(stop,)))
+    for full, cut in zip(plain, stopped, strict=True):
+        assert cut.continuation == full.continuation.partition(stop)[0]
+        assert (cut.finish == "stop") == (stop in full.continuation or full.finish == "stop")
+    with pytest.raises(UserError, match="stop: a window of bits"):
+        sample_texts(model, WINDOWS, ["the"], replace(CONFIG, stop=("a",)))
+
+
+def test_a_prompt_without_a_token_says_so_and_the_others_go_on(config: ModelConfig) -> None:
+    encoder = ByteEncoder()
+    model = model_for(encoder, config)
+    one, none, two = sample_texts(model, encoder, ["ab", "", "cd"], replace(CONFIG, temperature=0.0))
+    assert (none.finish, none.continuation) == ("error", "")
+    assert none.error is not None
+    assert none.error.startswith("prompt 1: prompt is empty")
+    assert [one, two] == sample_texts(model, encoder, ["ab", "cd"], replace(CONFIG, temperature=0.0))

@@ -24,7 +24,6 @@ from seqmill.models.attention import Pattern, Segments
 from seqmill.models.inference.attention.gathered import attend_gathered
 from seqmill.models.inference.attention.let_go import attend_to_means, attend_to_near_sinks
 from seqmill.models.inference.attention.merge import merge
-from seqmill.models.inference.attention.paged import PagedPieces, attend_paged
 from seqmill.models.inference.attention.spans import Span, shared_spans
 from seqmill.models.inference.cache import GONE, CachedSequence, KVCache, Place
 from seqmill.models.inference.policy import CachePolicy
@@ -211,6 +210,8 @@ class Step:
         return self.cache.groups[group].kept(piece.is_generated)
 
     def _paged(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
+        from seqmill.models.inference.attention.paged import PagedPieces, attend_paged  # here: it brings numba along
+
         size, pattern = self.cache.page_tokens, self._pattern(group, pieces[0])
         tables = [piece.sequence.tables[group] for piece in pieces]
         table = np.zeros((len(pieces), max(map(len, tables))), np.int32)

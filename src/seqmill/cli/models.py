@@ -1,6 +1,7 @@
 """Verbs of models."""
 
 import json
+import sys
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Annotated
@@ -100,24 +101,51 @@ def train(
 @app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A training folder, or one of its checkpoints.")],
-    prompts: Annotated[Path, typer.Option(help='One prompt a line; *.jsonl: the field "text".')],
+    prompts: Annotated[Path, typer.Option(help='One prompt a line; *.jsonl, *.arrow, *.parquet: the field "text".')],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add to each prompt at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token every time.")] = 0.8,
-    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens.")] = 50,
+    top_k: Annotated[int | None, typer.Option(help="Sample among so many tokens; 0: among all.")] = 50,
+    top_p: Annotated[float | None, typer.Option(help="Sample among the likeliest of so much probability.")] = None,
+    min_p: Annotated[float | None, typer.Option(help="Sample among those of so much of the likeliest one's.")] = None,
+    samples: Annotated[int, typer.Option(help="Continuations of every prompt.")] = 1,
+    stop: Annotated[list[str] | None, typer.Option(help="A text that ends a continuation; again for more.")] = None,
+    draft: Annotated[
+        str | None, typer.Option(help="copy, recycle or suffix: verify proposed tokens, the same text in fewer passes.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    out: Annotated[Path | None, typer.Option(help="An Arrow file for them, instead of printing.")] = None,
     as_json: AsJson = False,
 ) -> None:
     """Continue prompts with a trained model, by packed prefill."""
     from seqmill.pipeline.config import GenerateConfig
-    from seqmill.pipeline.model_steps import continue_texts
+    from seqmill.pipeline.model_steps import continue_texts, write_samples
 
-    config = GenerateConfig(_read_prompts(prompts), max_new_tokens, temperature, top_k, seed)
-    samples = continue_texts(checkpoint, config)
-    if as_json:
-        print(json.dumps({"samples": samples}, ensure_ascii=False))
+    config = GenerateConfig(
+        _read_prompts(prompts),
+        max_new_tokens,
+        temperature,
+        top_k or None,
+        seed,
+        top_p=top_p,
+        min_p=min_p,
+        samples=samples,
+        stop=tuple(stop or ()),
+        draft=draft,
+        device=device,
+    )
+    found = continue_texts(checkpoint, config)
+    for sample in found:
+        if sample["error"] is not None:
+            print(f"seqmill: {sample['error']}", file=sys.stderr)
+    if out is not None:
+        write_samples(found, out)
+    elif as_json:
+        print(json.dumps({"samples": found}, ensure_ascii=False))
     else:
-        for sample in samples:
-            print(f"{sample['prompt']!r} -> {sample['continuation']!r}")
+        for sample in found:
+            if sample["error"] is None:
+                print(f"{sample['prompt']!r} -> {sample['continuation']!r}")
 
 
 @app.command()
@@ -183,6 +211,10 @@ def _read_prompts(path: Path) -> tuple[str, ...]:
     """The prompts in a file: its lines, or the field "text" of each JSON line."""
     if not path.is_file():
         raise UserError(f"there is no prompts file {path}")
+    if path.suffix in (".arrow", ".parquet"):
+        from seqmill.pipeline.model_steps import read_prompts
+
+        return read_prompts(path)
     try:
         lines = [line for line in path.read_text(encoding="utf-8").split("\n") if line.strip()]
         if path.suffix != ".jsonl":
