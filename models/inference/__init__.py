@@ -1,0 +1,1 @@
+"""Packed-prefill inference: many prompts, no padding, shared prefixes."""
