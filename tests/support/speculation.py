@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import numpy as np
 
@@ -13,11 +14,11 @@ Language = Callable[[Sequence[int]], list[int]]  # context -> all ids, likeliest
 def language(vocab_size: int, order: int, seed: int) -> Language:
     """A model whose ranking of the ids is drawn anew for every `order` last tokens: short orders soon go in circles."""
 
-    def ranking(context: Sequence[int]) -> list[int]:
-        last = [int(token) + 1 for token in context[-order:]]
+    @cache
+    def draw(*last: int) -> list[int]:
         return np.random.default_rng([seed, *last]).permutation(vocab_size).tolist()
 
-    return ranking
+    return lambda context: draw(*(int(token) + 1 for token in context[-order:]))
 
 
 def written_by(model: Language, prompt: Sequence[int], count: int) -> list[int]:

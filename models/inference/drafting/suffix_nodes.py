@@ -1,6 +1,8 @@
 """The arrays of a suffix tree: nodes with their relatives, and a hash table from (parent, first token) to the child.
 
-An edge belongs to the node below it. It has no copy of its tokens, only a place in the text where they stand.
+An edge belongs to the node below it. It has no copy of its tokens, only a place in the text where they stand. Only
+children have no entry in the table: where one text follows another, the nodes at the ends of its suffixes move along
+with every token, and each is the only child of the one before.
 """
 
 from typing import Any, NamedTuple
@@ -56,33 +58,53 @@ def free_node(node: int, tree: Arrays) -> None:
 
 
 @njit(nogil=True, cache=True)
+def has_siblings(node: int, tree: Arrays) -> bool:
+    """Whether a node's parent has other children, and so the hash table has the node."""
+    return tree.nodes[node, NEXT] != NONE or tree.nodes[node, PREVIOUS] != NONE
+
+
+@njit(nogil=True, cache=True)
 def add_child(parent: int, child: int, tree: Arrays) -> None:
+    """Put a node before its new parent's children."""
     nodes = tree.nodes
-    first = nodes[parent, CHILD]
+    first = np.int64(nodes[parent, CHILD])
     nodes[child, PARENT], nodes[child, NEXT] = parent, first
     nodes[parent, CHILD] = child
-    if first != NONE:
-        nodes[first, PREVIOUS] = child
+    if first == NONE:
+        return
+    if nodes[first, NEXT] == NONE:
+        _insert(first, tree)
+    nodes[first, PREVIOUS] = child
+    _insert(child, tree)
 
 
 @njit(nogil=True, cache=True)
 def take_out(node: int, tree: Arrays) -> None:
-    """Take a node out of the list of its parent's children."""
+    """Take a node from its parent's children."""
     nodes = tree.nodes
-    before, after = nodes[node, PREVIOUS], nodes[node, NEXT]
+    before, after, parent = nodes[node, PREVIOUS], nodes[node, NEXT], nodes[node, PARENT]
+    if before == NONE and after == NONE:
+        nodes[parent, CHILD] = NONE
+        return
+    _erase(node, tree)
     if before == NONE:
-        nodes[nodes[node, PARENT], CHILD] = after
+        nodes[parent, CHILD] = after
     else:
         nodes[before, NEXT] = after
     if after != NONE:
         nodes[after, PREVIOUS] = before
+    first = np.int64(nodes[parent, CHILD])
+    if nodes[first, NEXT] == NONE:
+        _erase(first, tree)
 
 
 @njit(nogil=True, cache=True)
 def take_place(old: int, new: int, tree: Arrays) -> None:
-    """Put a node among its new parent's children where another one was."""
+    """Put a node, whose edge begins with the same token, where another one is among its parent's children."""
     nodes = tree.nodes
     before, after, parent = nodes[old, PREVIOUS], nodes[old, NEXT], nodes[old, PARENT]
+    if has_siblings(old, tree):
+        tree.table[_slot_of_node(old, tree)] = new
     nodes[new, PREVIOUS], nodes[new, NEXT], nodes[new, PARENT] = before, after, parent
     if before == NONE:
         nodes[parent, CHILD] = new
@@ -100,7 +122,7 @@ def _home(parent: int, token: int, mask: int) -> np.int64:
 
 
 @njit(nogil=True, cache=True)
-def slot_of(parent: int, token: int, tree: Arrays) -> int:
+def _slot_of(parent: int, token: int, tree: Arrays) -> int:
     """The place in the hash table of a node's child that begins with a token, or the free one where it belongs."""
     text, nodes, table = tree.text, tree.nodes, tree.table
     mask = len(table) - 1
@@ -116,27 +138,33 @@ def slot_of(parent: int, token: int, tree: Arrays) -> int:
 @njit(nogil=True, cache=True)
 def find_child(parent: int, token: int, tree: Arrays) -> np.int64:
     """The child that begins with a token, or NONE."""
-    return np.int64(tree.table[slot_of(parent, token, tree)])
+    text, nodes = tree.text, tree.nodes
+    first = np.int64(nodes[parent, CHILD])
+    if first == NONE or text[nodes[first, START]] == token:
+        return first
+    if nodes[first, NEXT] == NONE:
+        return NONE
+    return np.int64(tree.table[_slot_of(parent, token, tree)])
 
 
 @njit(nogil=True, cache=True)
-def slot_of_node(node: int, tree: Arrays) -> int:
+def _slot_of_node(node: int, tree: Arrays) -> int:
     """The place in the hash table where a node is, or where it belongs."""
-    return slot_of(np.int64(tree.nodes[node, PARENT]), tree.text[tree.nodes[node, START]], tree)
+    return _slot_of(np.int64(tree.nodes[node, PARENT]), tree.text[tree.nodes[node, START]], tree)
 
 
 @njit(nogil=True, cache=True)
-def insert(node: int, tree: Arrays) -> None:
+def _insert(node: int, tree: Arrays) -> None:
     """Put a node into the hash table."""
-    tree.table[slot_of_node(node, tree)] = node
+    tree.table[_slot_of_node(node, tree)] = node
 
 
 @njit(nogil=True, cache=True)
-def erase(node: int, tree: Arrays) -> None:
+def _erase(node: int, tree: Arrays) -> None:
     """Take a node out of the hash table; those that it had pushed on move back (linear probing without tombstones)."""
     text, nodes, table = tree.text, tree.nodes, tree.table
     mask = len(table) - 1
-    hole = slot_of_node(node, tree)
+    hole = _slot_of_node(node, tree)
     slot = hole
     while True:
         slot = (slot + 1) & mask
@@ -152,11 +180,12 @@ def erase(node: int, tree: Arrays) -> None:
 
 @njit(nogil=True, cache=True)
 def fill_table(tree: Arrays) -> None:
-    """Put every node that hangs on the root into an empty table."""
+    """Put every node that has siblings into an empty table."""
     nodes = tree.nodes
     node = np.int64(nodes[ROOT, CHILD])
     while node != NONE:
-        insert(node, tree)
+        if has_siblings(node, tree):
+            _insert(node, tree)
         if nodes[node, CHILD] != NONE:
             node = np.int64(nodes[node, CHILD])
             continue

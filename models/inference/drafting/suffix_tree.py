@@ -41,13 +41,10 @@ from seqmill.models.inference.drafting.suffix_nodes import (
     WRITTEN,
     Arrays,
     add_child,
-    erase,
     fill_table,
     find_child,
     free_node,
-    insert,
     new_node,
-    slot_of_node,
     take_out,
     take_place,
 )
@@ -160,20 +157,17 @@ def _step(node: int, place: int, tree: Arrays) -> int:
         end = new_node(tree)
         nodes[end, START], nodes[end, LENGTH] = place, 1
         add_child(node, end, tree)
-        insert(end, tree)
-    elif nodes[child, LENGTH] > 1 and (node == ROOT or nodes[node, COUNT] > nodes[child, COUNT] + 1):
-        end = _split(child, tree)
-    elif nodes[child, LENGTH] > 1:  # all that were here are on the child's edge now: this node moves along it
-        erase(child, tree)
-        nodes[node, LENGTH] += 1
-        _shorten(child, tree)
-        insert(child, tree)
-        end = node
-    else:
+    elif nodes[child, LENGTH] == 1:
         if node != ROOT and nodes[node, COUNT] == nodes[child, COUNT] + 1:
             _absorb(node, child, tree)
         nodes[child, COUNT] += 1
         end = child
+    elif node != ROOT and nodes[node, COUNT] == nodes[child, COUNT] + 1:  # the last one here: the node goes along
+        nodes[node, LENGTH] += 1
+        _shorten(child, tree)
+        end = node
+    else:
+        end = _split(child, tree)
     nodes[end, START] = (place + 1 - nodes[end, LENGTH]) & mask  # its latest occurrence
     return end
 
@@ -181,19 +175,16 @@ def _step(node: int, place: int, tree: Arrays) -> int:
 @njit(nogil=True, cache=True)
 def _split(child: int, tree: Arrays) -> int:
     """A new node after the first token of a child's edge, which one more suffix than the child has reached."""
-    nodes, table = tree.nodes, tree.table
-    slot = slot_of_node(child, tree)
+    nodes = tree.nodes
     middle = new_node(tree)
     nodes[middle, START], nodes[middle, LENGTH] = nodes[child, START], 1
     nodes[middle, COUNT] = nodes[child, COUNT] + 1
     take_place(child, middle, tree)
-    table[slot] = middle
-    _shorten(child, tree)
+    nodes[middle, CHILD] = child
+    nodes[child, PARENT] = middle
     nodes[child, NEXT] = NONE
     nodes[child, PREVIOUS] = NONE
-    nodes[child, PARENT] = middle
-    nodes[middle, CHILD] = child
-    insert(child, tree)
+    _shorten(child, tree)
     return middle
 
 
@@ -208,13 +199,10 @@ def _shorten(node: int, tree: Arrays) -> None:
 @njit(nogil=True, cache=True)
 def _absorb(node: int, child: int, tree: Arrays) -> None:
     """Let a node's only child have its edge too, where the two no longer differ in count."""
-    text, nodes, table = tree.text, tree.nodes, tree.table
-    erase(child, tree)
-    slot = slot_of_node(node, tree)
-    nodes[child, START] = (nodes[child, START] - nodes[node, LENGTH]) & (len(text) - 1)
-    nodes[child, LENGTH] += nodes[node, LENGTH]
+    nodes = tree.nodes
     take_place(node, child, tree)
-    table[slot] = child
+    nodes[child, START] = (nodes[child, START] - nodes[node, LENGTH]) & (len(tree.text) - 1)
+    nodes[child, LENGTH] += nodes[node, LENGTH]
     free_node(node, tree)
 
 
@@ -231,7 +219,6 @@ def _remove_suffix(begin: int, tree: Arrays, depth: int) -> None:
     while node != ROOT:
         parent, child = np.int64(nodes[node, PARENT]), np.int64(nodes[node, CHILD])
         if nodes[node, COUNT] == 0:
-            erase(node, tree)
             take_out(node, tree)
             free_node(node, tree)
         elif child != NONE and nodes[child, COUNT] == nodes[node, COUNT]:

@@ -1,7 +1,10 @@
 """What every drafter must do."""
 
+import json
 from itertools import pairwise, repeat
+from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,6 +12,7 @@ from hypothesis import strategies as st
 from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft
 from speculation import check, decode, language, pairs, tell, written_by
 
+CORPUS = Path(__file__).parents[4] / "examples" / "corpus" / "jargon.jsonl"
 VOCAB = 9  # a little more than the top-k of the recycler
 every_drafter = pytest.mark.parametrize("name", DRAFTERS)
 prompts = st.lists(st.integers(0, VOCAB - 1), max_size=20)
@@ -16,7 +20,7 @@ languages = st.builds(language, st.just(VOCAB), order=st.integers(1, 3), seed=st
 
 
 @every_drafter
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(model=languages, prompt_list=st.lists(prompts, min_size=1, max_size=3), limits=st.lists(st.integers(0, 40)))
 def test_drafts_change_nothing_that_a_greedy_model_writes(name, model, prompt_list, limits):
     source = DRAFTERS[name]()
@@ -61,6 +65,28 @@ def test_nothing_is_known_of_an_empty_prompt(name):
     drafter = DRAFTERS[name]().open([])
     assert pairs(drafter.propose(8)) == []
     drafter.close()
+
+
+def edited(text, share):
+    """The text with this share of its words replaced by others of it."""
+    rng, words = np.random.default_rng(0), text.split(" ")
+    return " ".join(str(rng.choice(words)) if rng.random() < share else word for word in words)
+
+
+# Accepted per pass of 16 proposed tokens, here bytes.
+@pytest.mark.parametrize(("name", "least"), [("copy", 8), ("suffix", 9)])
+def test_text_that_is_written_again_with_changed_words_is_drafted(name, least):
+    articles = [json.loads(line)["text"] for line in CORPUS.read_text().splitlines()]
+    text = max(articles, key=len)[:2000]
+    prompt, output = list(text.encode()), list(edited(text, 0.05).encode())
+
+    def model(context):
+        written = len(context) - len(prompt)
+        return [output[written] if written < len(output) else 0]
+
+    decoded = decode(model, DRAFTERS[name](), prompt, len(output), repeat(16))
+    assert decoded.tokens == output
+    assert np.mean(decoded.accepted) > least
 
 
 def test_a_drafts_depth_is_its_longest_path():

@@ -2,7 +2,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqmill.errors import UserError
@@ -33,6 +33,7 @@ def counts(sequences, depth, capacity):
     return found
 
 
+@settings(max_examples=50)
 @given(streams, st.sampled_from([(2, 8), (4, 16), (8, 32), (8, 64), (16, 512)]))
 def test_counts_are_those_of_all_substrings_of_the_last_tokens(sequences, size):
     depth, capacity = size
@@ -43,6 +44,7 @@ def test_counts_are_those_of_all_substrings_of_the_last_tokens(sequences, size):
     assert all(tree.count(string) == 0 for string in absent)
 
 
+@settings(max_examples=50)
 @given(streams, st.sampled_from([(2, 8), (4, 16), (8, 64)]))
 def test_nodes_stand_only_where_a_count_drops(sequences, size):
     depth, capacity = size
@@ -57,6 +59,7 @@ def test_nodes_stand_only_where_a_count_drops(sequences, size):
     assert tree.nodes <= 1 + 2 * capacity
 
 
+@settings(max_examples=50)
 @given(streams)
 def test_tokens_may_come_one_by_one(sequences):
     whole, single = SuffixTree(8, 64), SuffixTree(8, 64)

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from seqmill.errors import UserError
 from seqmill.models.inference.drafting import SuffixSource
-from seqmill.models.inference.drafting.suffixes import CONTEXT, DEPTH
+from seqmill.models.inference.drafting.suffixes import CONTEXT, DEPTH, WIDEST
 from speculation import check, decode, language, pairs
 
 tokens = st.lists(st.integers(0, 3), max_size=30)
@@ -78,6 +78,15 @@ def test_of_equally_probable_tokens_the_latest_seen_comes_first():
 def test_an_improbable_token_is_not_proposed():
     drafter = SuffixSource(least_probability=0.3).open([5, 1, 5, 2, 5])  # either follows with 1/2 * 1/2
     assert len(drafter.propose(4)) == 0
+
+
+def test_what_is_followed_by_anything_says_nothing():
+    source = SuffixSource(least_probability=0)
+    for token in range(100, 100 + WIDEST):
+        source.feed([7, token])
+    assert len(source.open([7]).propose(16)) == 16
+    source.feed([7, 99])
+    assert len(source.open([7]).propose(16)) == 0
 
 
 def test_what_was_written_once_is_drafted_the_next_time():
