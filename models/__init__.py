@@ -11,8 +11,13 @@ Ids go in and come out; the tokenizer that the packed folder carries is copied t
 
 from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
-from seqmill.models.generate import GeneratedSequence, generate
+from seqmill.models.inference.beams import beam_search
 from seqmill.models.inference.embedding import embed
+from seqmill.models.inference.engine import Engine, EngineSettings
+from seqmill.models.inference.generate import generate
+from seqmill.models.inference.hypotheses import Beam
+from seqmill.models.inference.requests import GeneratedSequence, Request
+from seqmill.models.inference.sampling import Sampling
 from seqmill.models.inference.scoring import score
 from seqmill.models.isolation import Isolation, check_isolation
 from seqmill.models.training.config import TrainConfig
@@ -23,13 +28,19 @@ from seqmill.models.vocabulary import extend_vocabulary
 
 __all__ = [
     "PRESETS",
+    "Beam",
+    "Engine",
+    "EngineSettings",
     "GeneratedSequence",
     "Isolation",
     "Model",
     "ModelConfig",
+    "Request",
+    "Sampling",
     "StepRecord",
     "TrainConfig",
     "TrainResult",
+    "beam_search",
     "check_isolation",
     "embed",
     "extend_vocabulary",

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.models.generate import generate
+from seqmill.models.inference.generate import generate
 from seqmill.models.transformer import Model
 
 if TYPE_CHECKING:

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from seqmill.errors import UserError
-from seqmill.models import Model, ModelConfig, generate, score
+from seqmill.models import EngineSettings, Model, ModelConfig, generate, score
 from seqmill.models.attention import Segments
-from seqmill.models.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
 
 PROMPT_LENGTHS = (7, 1, 30, 7, 2, 64, 1, 15)
 NEW = 20
@@ -38,7 +38,7 @@ def recomputed(model: Model, prompt: list[int], new: int) -> tuple[int, ...]:
 def test_greedy_tokens_are_those_of_full_recomputation_one_prompt_at_a_time(
     model: Model, prompts: list[list[int]], max_batch: int, prefill_tokens: int
 ) -> None:
-    found = generate(model, prompts, NEW, max_batch=max_batch, prefill_tokens=prefill_tokens)
+    found = generate(model, prompts, NEW, settings=EngineSettings(max_batch=max_batch, prefill_tokens=prefill_tokens))
     assert [sequence.tokens for sequence in found] == [recomputed(model, prompt, NEW) for prompt in prompts]
     assert len({sequence.tokens for sequence in found}) > len(prompts) // 2  # prompts matter
     assert [sequence.prompt_tokens for sequence in found] == list(PROMPT_LENGTHS)
@@ -63,7 +63,7 @@ def test_the_cache_gives_each_layer_what_full_recomputation_lets_it_see(
     model, plain = (Model(shape, seed=1) for shape in (replace(config, **variants), config))
     for one in (model, plain):
         one.embedding.weight.data.mul_(10.0)
-    found = generate(model, prompts, NEW, max_batch=3)
+    found = generate(model, prompts, NEW, settings=EngineSettings(max_batch=3))
     assert [sequence.tokens for sequence in found] == [recomputed(model, prompt, NEW) for prompt in prompts]
     assert found != generate(plain, prompts, NEW)
     scores = np.concatenate(score(model, prompts))
@@ -73,15 +73,15 @@ def test_the_cache_gives_each_layer_what_full_recomputation_lets_it_see(
 
 def test_permuting_the_prompts_permutes_the_outputs(model: Model, prompts: list[list[int]]) -> None:
     order = [3, 7, 0, 5, 1, 6, 2, 4]
-    straight = generate(model, prompts, NEW, max_batch=3)
-    permuted = generate(model, [prompts[place] for place in order], NEW, max_batch=3)
+    straight = generate(model, prompts, NEW, settings=EngineSettings(max_batch=3))
+    permuted = generate(model, [prompts[place] for place in order], NEW, settings=EngineSettings(max_batch=3))
     assert permuted == [straight[place] for place in order]
 
 
 def test_a_stop_token_ends_its_own_request_only_and_is_not_part_of_it(model: Model, prompts: list[list[int]]) -> None:
     full = generate(model, prompts, NEW)
     stop = {full[0].tokens[0], full[5].tokens[4]}
-    stopped = generate(model, prompts, NEW, stop_ids=stop, max_batch=4)
+    stopped = generate(model, prompts, NEW, stop_ids=stop, settings=EngineSettings(max_batch=4))
     assert stopped[0].tokens == ()
     assert any(sequence.finish == "length" for sequence in stopped)
     for with_stop, without in zip(stopped, full, strict=True):
@@ -95,7 +95,7 @@ def test_a_first_token_is_one_of_those_allowed_and_the_others_follow_from_it(
     model: Model, prompts: list[list[int]]
 ) -> None:
     ranges = [range(place, place + 1 + 3 * place) for place in range(len(prompts))]
-    found = generate(model, prompts, NEW, first_ids=ranges, max_batch=3)
+    found = generate(model, prompts, NEW, first_ids=ranges, settings=EngineSettings(max_batch=3))
     for prompt, allowed, sequence in zip(prompts, ranges, found, strict=True):
         best = int(logits_of(model, prompt)[-1][allowed.start : allowed.stop].argmax()) + allowed.start
         assert sequence.tokens == (best, *recomputed(model, [*prompt, best], NEW - 1))
@@ -105,7 +105,7 @@ def test_sampled_tokens_do_not_depend_on_the_other_prompts(model: Model, prompts
     settings = {"temperature": 1.0, "top_k": 50, "top_p": 0.95, "seed": 7}
     beside = generate(model, prompts, NEW, **settings)  # type: ignore[arg-type]
     others = [[5], [6, 7], prompts[2], [8] * 40, prompts[4]]
-    among = generate(model, others, NEW, max_batch=2, **settings)  # type: ignore[arg-type]
+    among = generate(model, others, NEW, settings=EngineSettings(max_batch=2), **settings)  # type: ignore[arg-type]
     assert among[2] == beside[2]
     assert among[4] == beside[4]
     assert among[3] != beside[3]
@@ -138,6 +138,8 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     expect(shares(Sampling(1.0, top_p=0.86)), [0.1, 0.5, 0, 0.35])
     expect(shares(Sampling(1.0, top_p=0.45)), [0, 1, 0, 0])
     expect(shares(Sampling(1.0, top_k=3, top_p=0.6)), [0, 0.5, 0, 0.35])
+    expect(shares(Sampling(1.0, min_p=0.6)), [0, 0.5, 0, 0.35])
+    expect(shares(Sampling(1.0, min_p=0.15)), [0.1, 0.5, 0, 0.35])
     expect(shares(Sampling(0.0)), [0, 1, 0, 0])
 
 
@@ -145,13 +147,27 @@ def test_nothing_gives_nothing(model: Model) -> None:
     assert generate(model, [], NEW) == []
 
 
-def test_an_empty_or_foreign_prompt_is_refused_by_its_number(model: Model) -> None:
-    with pytest.raises(UserError, match=r"1 is empty"):
-        generate(model, [[1], []], 3)
-    with pytest.raises(UserError, match=r"2 holds the id 100, but the model's vocabulary is 0 \.\. 99"):
-        generate(model, [[1], [2], [5, 100, 3]], 3)
-    with pytest.raises(UserError, match=r"0 holds the id -1"):
-        generate(model, [[-1]], 3)
+def test_a_prompt_that_cannot_be_continued_says_why_and_the_others_go_on(
+    model: Model, prompts: list[list[int]]
+) -> None:
+    straight = generate(model, prompts[:2], NEW, settings=EngineSettings(cache_tokens=64, page_tokens=16))
+    wrong = [[], [5, 100, 3], [-1], [1] * 70]
+    found = generate(model, [*prompts[:2], *wrong], NEW, settings=EngineSettings(cache_tokens=64, page_tokens=16))
+    assert found[:2] == straight
+    assert [each.finish for each in found[2:]] == ["error"] * 4
+    assert all(not each.tokens for each in found[2:])
+    for each, message in zip(
+        found[2:],
+        [
+            "prompt 2: prompt is empty",
+            "prompt 3: prompt holds the id 100, but the model's vocabulary is 0 .. 99",
+            "prompt 4: prompt holds the id -1",
+            "prompt 5: a request of 70 prompt tokens and 20 new ones needs 6 pages, 90 tokens, and the cache has 4",
+        ],
+        strict=True,
+    ):
+        assert each.error is not None
+        assert each.error.startswith(message)
 
 
 @pytest.mark.parametrize(
@@ -161,6 +177,8 @@ def test_an_empty_or_foreign_prompt_is_refused_by_its_number(model: Model) -> No
         ({"temperature": -1.0}, r"temperature = -1\.0"),
         ({"temperature": 1.0, "top_k": 0}, "top_k = 0"),
         ({"temperature": 1.0, "top_p": 1.5}, r"top_p = 1\.5"),
+        ({"temperature": 1.0, "min_p": 1.5}, r"min_p = 1\.5"),
+        ({"samples": 0}, "samples = 0"),
         ({"seed": -1}, "seed = -1"),
     ],
 )

@@ -24,6 +24,7 @@ class Sampling:
     temperature: float = 0.0  # 0: always the likeliest token
     top_k: int | None = None  # draw among so many likeliest tokens
     top_p: float | None = None  # draw among the fewest likeliest tokens that have this much probability together
+    min_p: float | None = None  # draw among tokens that have this part of the likeliest one's probability or more
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -34,11 +35,17 @@ class Sampling:
             raise UserError(
                 f"top_p = {self.top_p}: must be above 0 and at most 1; leave it out to draw among all tokens"
             )
+        if self.min_p is not None and not 0 <= self.min_p <= 1:
+            raise UserError(f"min_p = {self.min_p}: must be between 0 and 1; leave it out to draw among all tokens")
 
 
-def request_draws(seed: int, request: int, count: int) -> np.ndarray:
-    """float64[count] in [0, 1): the random numbers of one request, whatever else is generated beside it."""
-    return np.random.default_rng([seed, request]).random(count)
+GREEDY = Sampling()
+
+
+def request_draws(seed: int, request: int, count: int, sample: int = 0) -> np.ndarray:
+    """float64[count] in [0, 1): the random numbers of one request (of one of its samples), whatever else is generated
+    beside it."""
+    return np.random.default_rng([seed, request, *([sample] if sample else [])]).random(count)
 
 
 def pick_tokens(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tensor:
@@ -49,12 +56,13 @@ def pick_tokens(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tenso
     """
     if sampling.temperature == 0:
         return logits_BV.argmax(dim=-1)
-    ordered_BV, ids_BV = logits_BV.double().sort(dim=-1, descending=True, stable=True)
-    if sampling.top_k is not None:
-        ordered_BV[:, sampling.top_k :] = -torch.inf
+    most = min(sampling.top_k or logits_BV.shape[1], logits_BV.shape[1])
+    ordered_BV, ids_BV = logits_BV.double().topk(most, dim=-1)  # likeliest first
     p_BV = (ordered_BV / sampling.temperature).softmax(dim=-1)
     if sampling.top_p is not None:
         p_BV = p_BV.where(p_BV.cumsum(dim=-1) - p_BV < sampling.top_p, 0.0)
+    if sampling.min_p is not None:
+        p_BV = p_BV.where(p_BV >= sampling.min_p * p_BV[:, :1], 0.0)
     cumulated_BV = p_BV.cumsum(dim=-1)
     place_B1 = torch.searchsorted(cumulated_BV, draws_B[:, None] * cumulated_BV[:, -1:], right=True)
-    return ids_BV.gather(1, place_B1.clamp(max=ids_BV.shape[1] - 1))[:, 0]
+    return ids_BV.gather(1, place_B1.clamp(max=most - 1))[:, 0]

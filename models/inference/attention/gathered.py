@@ -1,0 +1,44 @@
+"""A part of attention with its keys laid side by side: on any device, and the reference for the others."""
+# ruff: noqa: N803, N806 (the axes are capital letters)
+
+import torch
+from torch import Tensor
+
+_MOST_SCORES = 1 << 25  # that are held at one time
+
+
+def attend_gathered(
+    q_BQHE: Tensor, k_BLKE: Tensor, v_BLKE: Tensor, mask_BQL: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Let every query attend to the keys of its piece that its mask has.
+
+    Args:
+        mask_BQL: bool; None: all keys. Keys that no query of their piece sees must be finite.
+
+    Returns:
+        out_BQHE, float32, 0 where a query has no key; and lse_BQH, float32, -inf there.
+    """
+    batch, queries, heads, _ = q_BQHE.shape
+    keys, kv_heads = k_BLKE.shape[1:3]
+    rows = max(1, _MOST_SCORES // max(1, batch * heads * keys))
+    if queries > rows:
+        parts = [
+            attend_gathered(
+                q_BQHE[:, at : at + rows], k_BLKE, v_BLKE, None if mask_BQL is None else mask_BQL[:, at : at + rows]
+            )
+            for at in range(0, queries, rows)
+        ]
+        return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
+    q_BKXE = q_BQHE.unflatten(2, (kv_heads, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # X: queries x group
+    k_BKEL, v_BKLE = k_BLKE.permute(0, 2, 3, 1), v_BLKE.transpose(1, 2)
+    scores_BKXL = (q_BKXE @ k_BKEL).float() * q_BQHE.shape[-1] ** -0.5
+    if mask_BQL is not None:
+        hidden_BKXL = ~mask_BQL[:, None].repeat_interleave(heads // kv_heads, dim=2)
+        scores_BKXL = scores_BKXL.masked_fill(hidden_BKXL, -torch.inf)
+    lse_BKX = scores_BKXL.logsumexp(-1)
+    finite_BKX = lse_BKX.masked_fill(lse_BKX == -torch.inf, 0.0)
+    p_BKXL = (scores_BKXL - finite_BKX[..., None]).exp()
+    out_BKXE = (p_BKXL.to(v_BLKE.dtype) @ v_BKLE).float()
+    out_BQHE = out_BKXE.unflatten(2, (queries, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
+    lse_BQH = lse_BKX.unflatten(2, (queries, -1)).permute(0, 2, 1, 3).flatten(2)
+    return out_BQHE, lse_BQH

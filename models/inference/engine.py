@@ -1,0 +1,467 @@
+"""Requests join, advance and leave: packed and chunked prefill, ragged decoding, verified drafts.
+
+A step is one forward pass over the new tokens of many sequences: one token (and what a drafter proposes behind it) of
+each sequence that is being continued, then prompts, in the order in which they came, as long as the budget of prompt
+tokens lasts; a prompt that does not fit goes on in the next step. A request is admitted only when all pages that it can
+ever need are there, so that none is ever thrown out again.
+"""
+# ruff: noqa: N803, N806 (the axes are capital letters)
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from seqmill.errors import UserError
+from seqmill.models.attention import choose_backend, layer_patterns
+from seqmill.models.inference.attention.step import Piece, Step
+from seqmill.models.inference.cache import Group, KVCache, groups_of
+from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft, DraftSource
+from seqmill.models.inference.live import Live, Ready
+from seqmill.models.inference.order_free import lay_out
+from seqmill.models.inference.policy import CachePolicy
+from seqmill.models.inference.prefixes import PrefixCache
+from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
+from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.speculation import MOST_DRAFTED, Speculation
+from seqmill.models.inference.stopping import Decode, find_stops
+from seqmill.models.inference.verify import accepted_path
+from seqmill.models.transformer import Model
+
+MAX_BATCH = 64  # most sequences that live at once
+PREFILL_TOKENS = 16_384  # most prompt tokens of one forward pass
+CACHE_TOKENS = 65_536
+PAGE_TOKENS = 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineSettings:
+    """How much is done at once.
+
+    Raises:
+        UserError: a value is impossible.
+    """
+
+    max_batch: int = MAX_BATCH  # most sequences that live at once
+    prefill_tokens: int = PREFILL_TOKENS  # most prompt tokens of one forward pass
+    cache_tokens: int | None = None  # room of the cache, in positions that all layers keep; None: CACHE_TOKENS
+    page_tokens: int = PAGE_TOKENS  # positions of a page
+    prefix_cache: bool = True  # keep the pages of prompts for later prompts that begin alike
+    draft: str | None = None  # a name in drafting.DRAFTERS: tokens are proposed, and verified several in a pass
+    policy: CachePolicy | None = None  # what generated tokens keep of what stands before them; None: as trained
+
+    def __post_init__(self) -> None:
+        for name in ("max_batch", "prefill_tokens", "page_tokens"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.draft is not None and self.draft not in DRAFTERS:
+            raise UserError(f"draft = {self.draft!r}: must be {', '.join(DRAFTERS)}, or left out")
+        if self.draft is not None and self.policy is not None and self.policy.has_mean:
+            raise UserError(
+                "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
+                "one by one; leave out draft or has_mean"
+            )
+        if self.cache_tokens is not None and self.cache_tokens < self.page_tokens:
+            raise UserError(
+                f"cache_tokens = {self.cache_tokens} is less than one page of {self.page_tokens} tokens; give the "
+                "cache more tokens, or pages fewer"
+            )
+
+
+class Event(NamedTuple):
+    """A sequence has a new token, or has ended."""
+
+    request: int  # as `submit` gave it
+    sample: int
+    token: int | None  # None: it has ended
+    finish: Finish | None = None
+
+
+class Engine:
+    """Generation for requests that come and go.
+
+    engine = Engine(model)
+    number = engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=20))
+    while engine.busy:
+        for event in engine.step(): ...
+    engine.results(number)
+
+    A request's tokens depend on the request alone, not on what runs beside it (up to the rounding of matrix kernels,
+    which may differ between batch sizes).
+    """
+
+    @classmethod
+    def for_requests(
+        cls,
+        model: Model,
+        requests: Sequence[Request],
+        settings: EngineSettings | None = None,
+        *,
+        decode: Decode | None = None,
+    ) -> "Engine":
+        """An engine whose cache is as large as these requests need, if `settings` do not say how large it is."""
+        settings = settings or EngineSettings()
+        pages = None
+        if settings.cache_tokens is None:
+            groups = groups_of(model.config, settings.policy)
+            needs = np.array([_pages_needed(each, groups, settings) for each in requests], np.int64).reshape(
+                -1, len(groups)
+            )
+            pages = np.sort(needs, axis=0)[-settings.max_batch :].sum(axis=0).tolist()
+        return cls(model, settings, decode=decode, pages=pages)
+
+    def __init__(
+        self,
+        model: Model,
+        settings: EngineSettings | None = None,
+        *,
+        decode: Decode | None = None,
+        pages: Sequence[int] | None = None,
+        drafts: DraftSource | None = None,
+    ) -> None:
+        """An engine without requests.
+
+        Args:
+            decode: lists of ids -> their bytes, for requests with stop texts.
+            drafts: proposes tokens, which a pass verifies several of (drafting.DRAFTERS has some): the same tokens, in
+                fewer passes. None: those of `settings.draft`.
+            pages: of each group of layers (cache.groups_of); None: what `settings.cache_tokens` says.
+        """
+        self.settings = settings or EngineSettings()
+        self.statistics = Statistics()
+        self._model = model
+        self._decode = decode
+        policy = self.settings.policy
+        if policy is not None:
+            policy.check(model.config)
+        self._groups = groups_of(model.config, policy)
+        dtype, size = model.head_weight.dtype, self.settings.page_tokens
+        counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
+        self._cache = KVCache(model.config, counts, size, model.device, dtype, policy)
+        self._backend = choose_backend("auto", model.device, dtype, layer_patterns(model.config))
+        sees_all = len(self._groups) == 1 and self._groups[0].sees_all
+        self._prefixes = PrefixCache(self._cache.pools[0], size) if self.settings.prefix_cache and sees_all else None
+        if drafts is None and self.settings.draft is not None:
+            drafts = DRAFTERS[self.settings.draft]()
+        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
+        self._waiting: deque[tuple[int, Request]] = deque()
+        self._live: list[Live] = []
+        self._done: dict[int, list[GeneratedSequence | None]] = {}
+        self._numbers = 0
+
+    @property
+    def busy(self) -> bool:
+        """Whether there is anything to do."""
+        return bool(self._waiting or self._live)
+
+    def submit(self, request: Request) -> int:
+        """Let a request wait for its turn; the number that it goes by.
+
+        Raises:
+            UserError: it cannot be run: its ids, a setting, or more pages or sequences than there are.
+        """
+        check_request(request, self._model.config.vocab_size)
+        if request.samples > self.settings.max_batch:
+            raise UserError(
+                f"samples = {request.samples} is more than max_batch = {self.settings.max_batch}: they live at once"
+            )
+        request = self._with_members_in_order(request)
+        if request.stop_texts and self._decode is None:
+            raise UserError("stop_texts need `decode`: the engine has ids only")
+        for pages, pool in zip(_pages_needed(request, self._groups, self.settings), self._cache.pools, strict=True):
+            if pages > len(pool):
+                tokens = len(request.prompt) + request.samples * request.max_new_tokens
+                raise UserError(
+                    f"a request of {len(request.prompt)} prompt tokens and {request.max_new_tokens} new ones needs "
+                    f"{pages} pages, {tokens} tokens, and the cache has {len(pool)} pages of "
+                    f"{self.settings.page_tokens}; give it more cache_tokens, or ask for less"
+                )
+        number, self._numbers = self._numbers, self._numbers + 1
+        self._waiting.append((number, request))
+        self._done[number] = [None] * request.samples
+        return number
+
+    def _with_members_in_order(self, request: Request) -> Request:
+        """With the members of its set in the order in which they are stored."""
+        if not request.members:
+            return request
+        if not all(group.sees_all for group in self._groups):
+            raise UserError("members need a model whose layers see all, and no cache policy: a window has an order")
+        layout = lay_out(request.prompt, request.members)
+        return replace(request, prompt=layout.ids, members=layout.members)
+
+    def cancel(self, number: int) -> None:
+        """End a request now; sequences of it that have ended stay as they are."""
+        for live in [each for each in self._live if each.number == number]:
+            self._end(live, "cancelled")
+        for waiting in [each for each in self._waiting if each[0] == number]:
+            self._waiting.remove(waiting)
+        missing = GeneratedSequence((), "cancelled", 0)
+        self._done[number] = [each or missing for each in self._done[number]]
+
+    def results(self, number: int) -> list[GeneratedSequence] | None:
+        """What came of all samples of a request, which is forgotten then; None while one of them lives.
+
+        Raises:
+            KeyError: there is no such request, or its results were given before.
+        """
+        found = [each for each in self._done[number] if each is not None]
+        if len(found) < len(self._done[number]):
+            return None
+        del self._done[number]
+        return found
+
+    @torch.inference_mode()
+    def step(self) -> list[Event]:
+        """One forward pass over what can go on; what it brought."""
+        pieces = self._continued() + self._prompts()
+        if not pieces:
+            return []
+        step = Step.of(self._model, self._cache, [piece for _, piece in pieces], self._backend)
+        hidden_TD = step.run()
+        first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
+        self.statistics.steps += 1
+        self._note_pages()
+        ready = [each for live, piece in pieces for each in self._written(live, piece, first_rows[piece])]
+        if not ready:
+            return []
+        rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
+        logits_BV = self._model.logits(hidden_TD.index_select(0, rows))
+        bounds = np.cumsum([len(each.rows) for each in ready])[:-1]
+        best = self._likeliest(logits_BV)
+        picked = self._pick(ready, logits_BV)
+        for each, tokens, successors in zip(ready, np.split(picked, bounds), np.split(best, bounds), strict=True):
+            self._accept(each, tokens, successors)
+        return self._settle(ready)
+
+    def _pages_of_settings(self, group: Group) -> int:
+        settings = self.settings
+        tokens = settings.cache_tokens or CACHE_TOKENS
+        at_once = group.pages_at_once(tokens, tokens, _most_at_once(settings), settings.page_tokens)
+        return min(tokens // settings.page_tokens, settings.max_batch * at_once)
+
+    def _continued(self) -> list[tuple[Live, Piece]]:
+        """The last token of every sequence whose prompt is done, and what is proposed behind it."""
+        continued = [live for live in self._live if not live.is_prompt]
+        self._token_cost = self._speculation.token_cost(len(continued)) if self._speculation is not None else 1.0
+        pieces = []
+        for live in continued:
+            draft = live.drafts.propose(live.room - 1, self._token_cost) if live.drafts is not None else NO_DRAFT
+            piece = Piece(live.sequence, np.array([live.tokens[-1], *draft.tokens], np.int64), _parents(draft))
+            self._reserve(live, len(piece.tokens))
+            self.statistics.drafted_tokens += len(draft)
+            pieces.append((live, piece))
+        return pieces
+
+    def _prompts(self) -> list[tuple[Live, Piece]]:
+        """What the budget of this step lets in of prompts: those that have begun, then waiting ones."""
+        pieces = []
+        budget = self.settings.prefill_tokens
+        begun = deque(live for live in self._live if live.is_prompt)
+        while budget and (begun or self._admit()):
+            live = begun.popleft() if begun else self._live[-1]
+            ids = live.request.prompt[live.scheduled : live.scheduled + budget]
+            piece = Piece(live.sequence, np.array(ids, np.int64))
+            self._reserve(live, len(ids))
+            live.scheduled += len(ids)
+            budget -= len(ids)
+            if (
+                self._prefixes is not None and not live.request.members
+            ):  # later prompts of this very step may use them: keys are written first
+                self._prefixes.add(live.request.prompt, live.sequence.tables[0], live.scheduled)
+            pieces.append((live, piece))
+        return pieces
+
+    def _admit(self) -> bool:
+        """Let the first waiting request in, if there is room for it."""
+        if not self._waiting:
+            return False
+        number, request = self._waiting[0]
+        if sum(each.request.samples if each.is_prompt else 1 for each in self._live) + request.samples > (
+            self.settings.max_batch
+        ):
+            return False
+        known = self._prefixes.find(request.prompt) if self._prefixes is not None and not request.members else []
+        need = _pages_needed(request, self._groups, self.settings)
+        need[0] -= len(known)
+        for g, pool in enumerate(self._cache.pools):
+            promised = sum(max(0, each.need[g] - each.sequence.taken[g]) for each in self._live)
+            missing = promised + need[g] - pool.free
+            if missing > 0 and (self._prefixes is None or self._prefixes.evictable(known) < missing):
+                return False
+        self._waiting.popleft()
+        self._live.append(self._begin(number, request, need, known))
+        self.statistics.prompt_tokens += len(request.prompt)
+        self.statistics.reused_tokens += self._live[-1].scheduled
+        return True
+
+    def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
+        sequence = self._cache.open()
+        sequence.prompt = len(request.prompt)
+        sequence.layout = lay_out(request.prompt, request.members) if request.members else None
+        if known:
+            self._cache.pools[0].share(known)
+            sequence.tables[0].extend(known)
+            sequence.length = len(known) * self.settings.page_tokens
+        draws = request_draws(request.seed, request.place, request.max_new_tokens)
+        live = Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
+        self._draft_for(live)
+        return live
+
+    def _draft_for(self, live: Live) -> None:
+        if self._speculation is not None:
+            live.drafts = self._speculation.open(list(live.request.prompt))
+
+    def _reserve(self, live: Live, tokens: int) -> None:
+        if self._prefixes is not None:
+            pages = -(-(live.sequence.length + tokens) // self.settings.page_tokens)
+            self._prefixes.evict(pages - len(live.sequence.tables[0]) + 1)  # and one for a shared page's copy
+        self._cache.reserve(live.sequence, tokens)
+
+    def _written(self, live: Live, piece: Piece, first_row: int) -> list[Ready]:
+        """What has a next token now that a piece is in the cache: nothing while its prompt goes on; all samples of a
+        request whose prompt is done."""
+        if live.tokens:
+            return [Ready(live, piece, first_row)]
+        self._cache.commit(live.sequence, len(piece.tokens))
+        if live.is_prompt:
+            return []
+        last = first_row + len(piece.tokens) - 1
+        return [Ready(each, None, last) for each in [live, *self._forks(live)]]
+
+    def _likeliest(self, logits_BV: Tensor) -> np.ndarray:
+        """int64[B, top_k]: the likeliest ids of each row, as many as drafters want."""
+        most = self._speculation.source.top_k if self._speculation is not None else 0
+        return logits_BV.topk(min(most, logits_BV.shape[1]), dim=-1).indices.cpu().numpy()
+
+    def _accept(self, ready: Ready, picked: np.ndarray, successors: np.ndarray) -> None:
+        """Append the tokens that the model chose: one, and one more for every drafted token that it would have chosen
+        itself."""
+        live, piece = ready.live, ready.piece
+        path = accepted_path(piece.tokens, piece.parents, picked) if piece is not None else np.zeros(1, np.int64)
+        before = len(live.tokens)
+        for token in picked[path].tolist():
+            if token in live.request.stop_ids:
+                live.finish = "stop"
+            else:
+                live.tokens.append(token)
+                self._look_for_texts(live)
+            if live.finish is None and not live.room:
+                live.finish = "length"
+            if live.finish is not None:
+                break
+        ready.new = live.tokens[before:]
+        self.statistics.new_tokens += len(ready.new)
+        if live.drafts is not None:
+            live.drafts.observe(ready.new, successors[path] if successors.shape[1] else None, self._token_cost)
+        if piece is not None:
+            self.statistics.accepted_tokens += max(0, len(ready.new) - 1)
+            length = live.sequence.length
+            if len(path) > 1 and path[-1] >= len(path):  # of a tree: accepted tokens do not lie side by side
+                self._cache.move(live.sequence, length + path[1:], length + 1)
+            self._cache.commit(live.sequence, len(path))
+            self._cache.trim(live.sequence)
+
+    def _forks(self, live: Live) -> list[Live]:
+        """The other samples of a request whose prompt is done, which begin with the same pages."""
+        shared = len(live.request.prompt) // self.settings.page_tokens
+        whole = _pages_needed(live.request, self._groups, self.settings)
+        made = []
+        for sample in range(1, live.request.samples):
+            draws = request_draws(live.request.seed, live.request.place, len(live.draws), sample)
+            sequence = self._cache.fork(live.sequence)
+            need = [
+                -(-(len(live.request.prompt) + len(draws)) // self.settings.page_tokens) - shared
+                if group.sees_all
+                else pages // live.request.samples
+                for group, pages in zip(self._groups, whole, strict=True)
+            ]
+            made.append(Live(live.number, sample, live.request, sequence, draws, need, live.scheduled))
+            self._draft_for(made[-1])
+        for g, each in enumerate(zip(*(one.need for one in made), strict=True)):
+            live.need[g] -= sum(each)
+        self._live += made
+        return made
+
+    def _pick(self, ready: Sequence[Ready], logits_BV: Tensor) -> np.ndarray:
+        """int64[B]: what follows each row, by the sampling and the draw of its sequence."""
+        row = 0
+        draws: list[float] = []
+        by_sampling: dict[Sampling, list[int]] = {}
+        for each in ready:
+            live = each.live
+            allowed = live.request.first_ids
+            if allowed is not None and not live.tokens:
+                logits_BV[row, : allowed.start] = -torch.inf
+                logits_BV[row, allowed.stop :] = -torch.inf
+            draws += live.draws[len(live.tokens) + each.depths].tolist()
+            by_sampling.setdefault(live.request.sampling, []).extend(range(row, row + len(each.rows)))
+            row += len(each.rows)
+        draws_B = torch.tensor(draws, dtype=torch.float64)
+        picked = torch.empty(row, dtype=torch.int64)
+        for sampling, rows in by_sampling.items():
+            rows_R = torch.tensor(rows)
+            chosen = logits_BV if len(rows) == row else logits_BV[rows_R.to(logits_BV.device)]
+            picked[rows_R] = pick_tokens(chosen, draws_B[rows_R].to(logits_BV.device), sampling).cpu()
+        return picked.numpy()
+
+    def _settle(self, ready: Sequence[Ready]) -> list[Event]:
+        """Tell the new tokens, and end what is at its end."""
+        events = []
+        for each in ready:
+            live = each.live
+            events += [Event(live.number, live.sample, token) for token in each.new]
+            if live.finish is not None:
+                self._end(live, live.finish)
+                events.append(Event(live.number, live.sample, None, live.finish))
+        return events
+
+    def _look_for_texts(self, live: Live) -> None:
+        if live.request.stop_texts:
+            assert self._decode is not None
+            text = self._decode([live.tokens])[0]
+            place = find_stops(text, live.request.stop_texts)
+            live.text = text if place is None else text[:place]
+            if place is not None:
+                live.finish = "stop"
+
+    def _end(self, live: Live, finish: Finish) -> None:
+        live.finish = finish
+        self._live.remove(live)
+        if live.drafts is not None:
+            live.drafts.drafter.close()
+        self._cache.close(live.sequence)
+        self._done[live.number][live.sample] = live.result
+
+    def _note_pages(self) -> None:
+        used = [len(pool) - pool.free for pool in self._cache.pools]
+        before = self.statistics.most_pages or used
+        self.statistics.most_pages = [max(pair) for pair in zip(before, used, strict=True)]
+
+
+def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings) -> list[int]:
+    """Of each group of layers: the most pages that a request holds at one time."""
+    prompt, size = len(request.prompt), settings.page_tokens
+    total = prompt + request.max_new_tokens
+    shared = prompt // size  # by all samples, where layers see all
+    return [
+        shared + request.samples * (-(-total // size) - shared)
+        if group.sees_all
+        else request.samples * group.pages_at_once(prompt, total, _most_at_once(settings), size)
+        for group in groups
+    ]
+
+
+def _parents(draft: Draft) -> np.ndarray | None:
+    """int64[1 + n] of a piece: the last known token, and the draft behind it; None for a chain."""
+    parents = np.array([-1, *(draft.parents + 1)], np.int64)
+    return None if (parents == np.arange(-1, len(draft))).all() else parents
+
+
+def _most_at_once(settings: EngineSettings) -> int:
+    """Tokens that a sequence gets in one step at most."""
+    return max(settings.prefill_tokens, 1 + MOST_DRAFTED)
