@@ -37,11 +37,15 @@ def read_column(
         (null for a row without a token).
 
     Raises:
-        UserError: there is no such pooling, a row holds an id outside the vocabulary, or a logarithm is no number.
+        UserError: there is no such pooling, a row holds an id outside the vocabulary or a null, or a logarithm is no
+            finite number.
     """
     pool = None if pooling is None else find_pooling(pooling)
+    is_list = pa.types.is_list(ids.type) or pa.types.is_large_list(ids.type)
+    if not is_list or not pa.types.is_integer(ids.type.value_type) or ids.flatten().null_count:
+        raise UserError(f"ids of type {ids.type} cannot be read: lists of integers are needed, without nulls in them")
     lengths = pc.list_value_length(ids).fill_null(0).to_numpy(zero_copy_only=False).astype(np.int64)
-    rows = Ragged.from_lengths(ids.flatten().to_numpy(zero_copy_only=False), lengths)
+    rows = Ragged.from_lengths(ids.flatten().to_numpy(), lengths)
     if found := rows.outside(model.config.vocab_size):
         raise UserError(
             f"{name_of(found[0])} holds the id {found[1]}, but the model's vocabulary is 0 .. "

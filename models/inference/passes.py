@@ -3,9 +3,10 @@
 A sequence longer than a pass goes alone and streamed: each layer reads it a chunk at a time over the keys and values
 of all before it (memory.streaming), so it sees all of itself, and memory holds for each of its tokens
 
-    4 (3 D + 2 K E + 2 E) bytes    D model width, K key-value heads, E numbers per head; in float32
+    4 (2 D + 2 K E + E + 256) bytes    D model width, K key-value heads, E numbers per head; float32 on a processor
 
-and what a pass takes otherwise. Layers with a window are not streamed; only their feed-forward goes in chunks.
+besides what a chunk takes, whatever the number of layers: 3 kB for "tiny", 7 kB for a SmolLM2-135M. Layers with a
+window are not streamed; only their feed-forward goes in chunks.
 """
 # ruff: noqa: N806, N815 (the axes of tensors are capital letters)
 

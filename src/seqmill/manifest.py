@@ -35,7 +35,7 @@ def write_manifest(folder: Path, kind: str, files: Iterable[OutputFile], **entri
     """Write `manifest.json` for `files` and delete parts of earlier runs that it does not list.
 
     Args:
-        kind: "documents", "tokens", "packed" or "sets".
+        kind: "documents", "tokens", "packed", "sets" or "scores".
         entries: further JSON values, stored at the top level and covered by the fingerprint.
 
     Returns:

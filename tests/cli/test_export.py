@@ -2,6 +2,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 import torch
@@ -9,6 +10,7 @@ from tests.cli.conftest import Call
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from seqmill.pipeline.model_steps import open_language_model
+from seqmill.storage import read_arrow
 from seqmill.tokenizers_ext import load
 
 QUIET = ("--workers", "1", "--quiet")
@@ -48,3 +50,8 @@ def test_an_exported_run_is_read_by_transformers_and_by_us(seqmill_here: Call, r
     assert (code, "whose files would be lost" in errors) == (2, True)
     assert open_language_model(run).fingerprint != ours.fingerprint
     assert seqmill_here("generate", "hub", "--prompts", "raw.jsonl", "--max-new-tokens", "2", "--json")[0] == 0
+    for folder in ("run", "hub"):
+        assert seqmill_here("score", folder, "tokens", "--out", f"by-{folder}", "--device", "cpu", *QUIET)[0] == 0
+    scores = [read_arrow(Path(f"by-{folder}/part-00000.arrow"))["log_prob"].to_numpy() for folder in ("run", "hub")]
+    assert len(scores[0]) == len(TEXTS)
+    np.testing.assert_allclose(*scores, rtol=1e-6)

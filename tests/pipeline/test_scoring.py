@@ -17,6 +17,7 @@ from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.pipeline.executors import LocalExecutor, RayExecutor
 from seqmill.pipeline.funnel import check_funnel
+from seqmill.pipeline.model_steps import open_scorer
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.score_columns import ScoringConfig
 from seqmill.pipeline.scoring import plan_part, score_corpus
@@ -165,6 +166,13 @@ def test_a_finished_folder_is_left_as_it_is_and_another_model_replaces_it(
     assert not other["log_prob"].equals(first["log_prob"])
 
 
+def test_a_worker_loads_a_model_once_for_all_its_units(model: Path, documents: Path, tmp_path: Path) -> None:
+    open_scorer.cache_clear()
+    run(documents, model, tmp_path / "out", unit_bytes=1500)
+    assert open_scorer.cache_info().misses == 1
+    assert open_scorer.cache_info().hits > 2
+
+
 def test_permuting_the_documents_permutes_the_scores(model: Path, scored: Path, tmp_path: Path) -> None:
     order = np.random.default_rng(0).permutation(len(TEXTS))
     permuted = write_documents(tmp_path / "permuted", [TEXTS[k] for k in order], [SOURCES[k] for k in order])
@@ -238,22 +246,6 @@ def test_a_model_without_weights_or_tokenizer_is_refused(model: Path, documents:
     (bare / "model.safetensors").write_bytes((model / "model.safetensors").read_bytes())
     with pytest.raises(UserError, match="carries no tokenizer"):
         run(documents, bare, tmp_path / "out")
-
-
-@pytest.mark.parametrize(
-    ("settings", "message"),
-    [
-        ({"pooling": "max"}, "pooling = 'max'"),
-        ({"max_tokens": 0}, "max_tokens = 0"),
-        ({"unit_bytes": 0}, "unit_bytes = 0"),
-        ({"threads": 0}, "threads = 0"),
-        ({"device": "tpu"}, "device = 'tpu'"),
-        ({"dtype": "int8"}, "dtype = 'int8'"),
-    ],
-)
-def test_impossible_settings_are_refused(settings: dict[str, Any], message: str) -> None:
-    with pytest.raises(UserError, match=message):
-        ScoringConfig(**settings)
 
 
 def test_a_gpu_is_not_asked_of_tasks_that_hold_none(model: Path, documents: Path, tmp_path: Path) -> None:

@@ -48,6 +48,12 @@ def test_an_unknown_id_is_refused_by_the_name_of_its_row(decoder: Model) -> None
         read_column(decoder, column, name_of=lambda row: f"document {'abc'[row]}")
 
 
+@pytest.mark.parametrize("column", [pa.array(["a"]), pa.array([[1, None]]), pa.array([[1.5]]), pa.array([3])], ids=str)
+def test_a_column_of_anything_but_whole_ids_is_refused(decoder: Model, column: pa.Array) -> None:
+    with pytest.raises(UserError, match=r"cannot be read: lists of integers are needed"):
+        read_column(decoder, column)
+
+
 def test_weights_that_are_no_numbers_are_refused_by_the_row_they_spoil() -> None:
     model = Model(ModelConfig(vocab_size=100, dim=32, layers=1, heads=4, kv_heads=2, head_dim=8, ffn_dim=48), seed=1)
     with torch.no_grad():

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from seqmill.errors import UserError
 from seqmill.models import Model, score
 from seqmill.models.attention import Segments
+from tensor_memory import Watch
 
 Alone = Callable[[np.ndarray], tuple[np.ndarray, np.ndarray]]
 ALIKE: Any = {"atol": 1e-5, "rtol": 1e-5}
@@ -108,6 +109,22 @@ def test_what_cannot_be_read_is_refused_by_its_number(decoder: Model, wrong: lis
 def test_a_pass_of_no_tokens_is_refused(decoder: Model) -> None:
     with pytest.raises(UserError, match="a forward pass of 0 tokens"):
         score(decoder, [[1, 2]], prefill_tokens=0)
+
+
+def test_a_sequence_longer_than_a_pass_takes_the_memory_that_is_stated(variant_of: Callable[..., Model]) -> None:
+    model = variant_of(dim=192, kv_heads=2, head_dim=32, ffn_dim=512)
+    stated = 4 * (2 * 192 + 2 * 2 * 32 + 32 + 256)  # bytes a token
+    peaks = []
+    for tokens in (1500, 3000):
+        ids = np.random.default_rng(0).integers(100, size=tokens)
+        with Watch() as streamed:
+            score(model, [ids], prefill_tokens=256)
+        with Watch() as whole:
+            score(model, [ids], prefill_tokens=tokens)
+        peaks.append((streamed.peak, whole.peak))
+    growth = np.diff(peaks, axis=0)[0] / 1500
+    assert growth[0] < 1.1 * stated
+    assert growth[1] > 2 * stated
 
 
 @pytest.mark.gpu
