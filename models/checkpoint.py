@@ -29,10 +29,12 @@ from seqmill.models.config import ModelConfig
 from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface
 from seqmill.models.training.optim import Optimizer
 from seqmill.models.transformer import Model
-from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, hash_file, read_json, write_json
+from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, fingerprint, hash_file, read_json, write_json
 
 KIND = "checkpoint"
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
+TOKENIZER = "tokenizer"  # the folder of a run that texts are read and written with
+TOKENIZER_JSON = "tokenizer.json"  # the same in a folder of the HF hub
 CONFIG, WEIGHTS, OPTIMIZER, STATE = "config.json", "model.safetensors", "optimizer.safetensors", "state.json"
 
 DTYPES: Mapping[str, torch.dtype] = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -78,6 +80,32 @@ def weight_files(path: Path | str) -> list[Path]:
     return huggingface_weights(path) if is_huggingface(path) else [_checkpoint_at(path) / WEIGHTS]
 
 
+def weights_fingerprint(path: Path | str) -> str:
+    """What identifies the weights that `load(path)` loads, wherever they lie. Of a checkpoint it is the hash that its
+    manifest lists, which loading compares.
+
+    Raises:
+        UserError: there is no checkpoint.
+    """
+    if is_huggingface(Path(path)):
+        return fingerprint([hash_file(file) for file in huggingface_weights(Path(path))])
+    folder = _checkpoint_at(Path(path))
+    return next((file["xxh3_128"] for file in open_manifest(folder, KIND)["files"] if file["name"] == WEIGHTS), "")
+
+
+def tokenizer_of(path: Path | str) -> Path | None:
+    """The tokenizer that belongs to a run, to one of its checkpoints, or to a folder of the HF hub; None without one.
+
+    A tokenizer that lies beside such a folder by chance is another's.
+    """
+    path = Path(path)
+    run = path.absolute().parents[1] if path.absolute().parent.name == CHECKPOINTS else path
+    for found in (path / TOKENIZER, run / TOKENIZER):
+        if found.exists():
+            return found
+    return path if (path / TOKENIZER_JSON).exists() else None
+
+
 def _load_ours(folder: Path) -> Model:
     config = ModelConfig.from_json(_read_verified_json(folder, CONFIG), str(folder / CONFIG))
     model = Model(config, seed=None)
@@ -117,16 +145,18 @@ class Snapshot:
     moments: Mapping[str, Tensor]  # Optimizer.tensors()
 
 
-def snapshot(model: Model, optimizer: Optimizer, whole: Callable[[Tensor], Tensor] = lambda tensor: tensor) -> Snapshot:
+def snapshot(
+    model: Model, optimizer: Optimizer, gather: Callable[[Tensor], Tensor] = lambda tensor: tensor
+) -> Snapshot:
     """Copy a model and its optimizer as they are now.
 
     Args:
-        whole: gives a tensor with the parts that other ranks hold.
+        gather: gives a tensor with the parts that other ranks hold.
     """
 
     def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
         return {
-            name: whole(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
+            name: gather(tensor.detach()).to("cpu", copy=True, memory_format=torch.contiguous_format)
             for name, tensor in tensors.items()
         }
 

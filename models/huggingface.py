@@ -6,7 +6,7 @@ The weights are the same numbers: q, k and v lie in one matrix here, so do gate 
 A Qwen3 is a Llama with an RMSNorm over each query and key head.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict
 from functools import partial
 from pathlib import Path
@@ -75,28 +75,46 @@ def load_huggingface(folder: Path | str) -> Model:
         UserError: it is of another family, has a setting that is not known here, or tensors are missing or odd.
     """
     folder = Path(folder)
-    values = read_json(folder / CONFIG)
-    model = Model(config_from_huggingface(values, str(folder / CONFIG)), seed=None)
-    wanted = dict(_places(model))
+    config = config_from_huggingface(read_json(folder / CONFIG), str(folder / CONFIG))
+
+    def is_needed(name: str) -> bool:
+        is_copy = name == "lm_head.weight" and config.tied_head  # of the embedding
+        return not is_copy and not name.endswith(".rotary_emb.inv_freq")  # older files keep what follows from theta
+
+    return model_of(config, ((name, tensor) for name, tensor in _stored(folder) if is_needed(name)), str(folder))
+
+
+def model_of(
+    config: ModelConfig,
+    tensors: Iterable[tuple[str, Tensor]],
+    source: str,
+    rename: Callable[[str], str] = lambda name: name,
+) -> Model:
+    """A model from named tensors, float32 on the host; the padding of its vocabulary is zero.
+
+    Args:
+        source: where the tensors were found, for the error message.
+        rename: what a tensor that transformers calls by the argument is called there.
+
+    Raises:
+        UserError: a tensor is missing, has another shape than the config asks for, or no place in the model.
+    """
+    model = Model(config, seed=None)
+    wanted = {rename(name): place for name, place in _places(model)}
     with torch.no_grad():
-        if model.config.padded_vocab > model.config.vocab_size:
-            for name in ("embedding.weight", "head.weight"):
-                if name in dict(model.named_parameters()):
-                    model.get_parameter(name)[model.config.vocab_size :] = 0
-        for name, tensor in _stored(folder):
-            is_copy = name == "lm_head.weight" and model.config.tied_head  # of the embedding
-            if is_copy or name.endswith(".rotary_emb.inv_freq"):  # older files keep what follows from the config
-                continue
+        for table in {model.embedding.weight, model.head_weight}:
+            table[config.vocab_size :] = 0
+        for name, tensor in tensors:
             place = wanted.pop(name, None)
             if place is None or place.shape != tensor.shape:
                 found = "which has no place in it" if place is None else f"not {tuple(place.shape)}"
                 raise UserError(
-                    f"{folder}: tensor {name} has shape {tuple(tensor.shape)}, {found} by its {CONFIG}; only plain "
+                    f"{source}: tensor {name} has shape {tuple(tensor.shape)}, {found} by its config; only plain "
                     f"{' and '.join(FAMILIES)} models can be loaded"
                 )
             place.copy_(tensor)
     if wanted:
-        raise UserError(f"{folder}: {len(wanted)} tensors are missing, such as {min(wanted)}; download it again")
+        raise UserError(f"{source}: {len(wanted)} tensors are missing, such as {min(wanted)}; download it again")
     return model
 
 

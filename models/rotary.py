@@ -20,13 +20,19 @@ def rotary_table(
     Number i turns together with number i + E/2, by the angle position * theta ** (-2 i / E): the convention of the
     Llama checkpoints on the HF hub.
     """
-    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=position_ids_T.device) / head_dim
-    frequencies = theta**-exponents
-    if scaling is not None:
-        frequencies = _scaled(frequencies, scaling)
+    frequencies = rotary_frequencies(head_dim, theta, scaling, position_ids_T.device)
     angles = position_ids_T.float()[:, None, None] * frequencies
     angles = torch.cat((angles, angles), dim=-1)
     return angles.cos(), angles.sin()
+
+
+def rotary_frequencies(
+    head_dim: int, theta: float, scaling: RopeScaling | None = None, device: torch.device | str = "cpu"
+) -> Tensor:
+    """float32[head_dim / 2]: by how much each pair of numbers turns from one position to the next."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float32, device=device) / head_dim
+    frequencies = theta**-exponents
+    return frequencies if scaling is None else _scaled(frequencies, scaling)
 
 
 def _scaled(frequencies: Tensor, scaling: RopeScaling) -> Tensor:

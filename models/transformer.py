@@ -155,12 +155,14 @@ class Model(nn.Module):
         backend: str = "sdpa",
         memory: MemorySettings = PLAIN,
         attention: LayerAttention | None = None,
+        plain: LayerMemory | None = None,
     ) -> Tensor:
         """hidden_TD, normalised, of documents that lie end to end and see only themselves.
 
         Args:
             memory: what is kept for the gradients, and what is computed again.
             attention: in place of the backend's, for tokens whose documents lie on other ranks too.
+            plain: runs a layer in place of its own code (memory.layer_memory).
 
         Raises:
             UserError: this model or its device cannot do what `memory` asks for.
@@ -170,7 +172,7 @@ class Model(nn.Module):
             return packed_attention(documents, backend, self.config)
 
         memory.require_possible(self.device, layer_patterns(self.config))
-        run_layer = layer_memory(memory, segments, attention_within)
+        run_layer = layer_memory(memory, segments, attention_within, plain)
         return self.hidden(input_ids_T, position_ids_T, attention or attention_within(segments), run_layer)
 
     def hidden(

@@ -114,18 +114,26 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     Raises:
         UserError: the file is missing or no TOML, or a key or value is not accepted.
     """
-    path = Path(path)
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise UserError(f"there is no configuration file {path}") from error
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
-        raise UserError(f"{path} is not a TOML file: {error}") from error
+    table = read_toml(Path(path))
     for override in overrides:
         set_value(table, override)
     if isinstance(table.get("filter"), dict):
         table["filter"] = with_preset(table["filter"])
     return build(RunConfig, table)
+
+
+def read_toml(path: Path) -> dict[str, Any]:
+    """The tables and values of a configuration file.
+
+    Raises:
+        UserError: the file is missing or no TOML.
+    """
+    try:
+        return tomllib.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise UserError(f"there is no configuration file {path}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, IsADirectoryError) as error:
+        raise UserError(f"{path} is not a TOML file: {error}") from error
 
 
 def set_value(table: dict[str, Any], override: str) -> None:

@@ -3,10 +3,12 @@ data is prepared on machines without torch."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from seqmill.errors import UserError
 from seqmill.manifest import MANIFEST
@@ -15,8 +17,7 @@ from seqmill.pipeline.execution import Executor, Progress
 from seqmill.pipeline.executors import RayExecutor
 from seqmill.pipeline.pack import PackConfig, pack
 from seqmill.pipeline.settings import build
-from seqmill.pipeline.tokenize import TOKENIZER_FOLDER
-from seqmill.storage import atomic_path, hash_file, write_json
+from seqmill.storage import atomic_path, fingerprint, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
 
@@ -30,8 +31,11 @@ BYTE_MODEL = "byte-model.arrow"
 _EXCERPTS_PER_ROW = 16
 
 
-def read_train_config(table: Mapping[str, Any]) -> "TrainConfig":
+def read_train_config(table: Mapping[str, Any], where: str = "train") -> "TrainConfig":
     """The `[train]` table as a checked configuration.
+
+    Args:
+        where: the table's name, for messages; "" for a whole file.
 
     Raises:
         UserError: an unknown key, an impossible value, or no torch on this machine.
@@ -40,7 +44,44 @@ def read_train_config(table: Mapping[str, Any]) -> "TrainConfig":
         from seqmill.models import TrainConfig
     except ImportError as error:
         raise UserError(f"training needs torch ({error}): pip install 'seqmill[train]', or remove [train]") from error
-    return build(TrainConfig, table, "train")
+    return build(TrainConfig, table, where)
+
+
+@dataclass(frozen=True)
+class Training:
+    """A training run of its own, outside of a pipeline's."""
+
+    packed: Path  # folder of packed rows
+    out: Path
+    config: "TrainConfig"
+
+
+def read_training(source: Path, flags: Mapping[str, Any], overrides: Sequence[str] = ()) -> Training:
+    """What `seqmill train SOURCE` is asked to do.
+
+    Args:
+        source: a packed folder; or a TOML file with `packed`, `out` and fields of TrainConfig. As in the file of a run,
+            relative paths are relative to the working directory.
+        flags: keys of such a file and their values, which win over the file's.
+        overrides: "key=value" strings, which win over both (`config.set_value`).
+
+    Raises:
+        UserError: the file is missing or no TOML, a key or value is not accepted, or a folder is not named.
+    """
+    from seqmill.pipeline.config import read_toml, set_value  # here: its stage of traps imports this module
+
+    is_file = source.is_file() or source.suffix == ".toml"
+    table = {**(read_toml(source) if is_file else {"packed": str(source)}), **flags}
+    for override in overrides:
+        set_value(table, override)
+    folders = {}
+    for name, way_out in (("packed", "name a packed folder there"), ("out", "give --out")):
+        folder = table.pop(name, None)
+        if not isinstance(folder, str):
+            found = f"{name} = {folder!r} is no folder's name" if folder is not None else f"there is no {name!r}"
+            raise UserError(f"{f'{source}: ' if is_file else ''}{found}; {way_out}")
+        folders[name] = Path(folder)
+    return Training(**folders, config=read_train_config(table, where=""))
 
 
 def train_model(
@@ -51,18 +92,18 @@ def train_model(
     A Ray executor has as many ranks train together as it has workers. Any other leaves it to this process, and to those
     that torchrun has started beside it.
     """
-    from seqmill.models import train
-
-    if isinstance(executor, RayExecutor):
-        from seqmill.models.training.ray_train import train_on_ray
-
-        executor.connect()
-        return asdict(train_on_ray(packed, out, config, executor.workers))
-
     reporter = TrainingReporter(progress)
     progress.start("train", config.steps)
     try:
-        result = train(packed, out, config, progress=reporter.show)
+        if isinstance(executor, RayExecutor):
+            from seqmill.models.training.ray_train import train_on_ray
+
+            executor.connect()
+            result = train_on_ray(packed, out, config, executor.workers, reporter.show)
+        else:
+            from seqmill.models import train
+
+            result = train(packed, out, config, progress=reporter.show)
         reporter.skip_to(result.steps)
     finally:
         progress.finish()
@@ -187,8 +228,7 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
     Raises:
         UserError: no checkpoint is there, `out` is a folder of training, or torch is not on this machine.
     """
-    if (out / MANIFEST).exists() or (out / "checkpoints").exists():
-        raise UserError(f"{out} is a training folder or a checkpoint, whose files would be lost; choose another --out")
+    _require_no_training(out)
     try:
         from seqmill import models
         from seqmill.models.huggingface import config_to_huggingface, export_huggingface
@@ -206,6 +246,34 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
         "tokenizer": str(out / TOKENIZER_JSON) if tokenizer.is_file() else None,
         "out": str(out),
     }
+
+
+def import_model(file: Path, out: Path) -> dict[str, Any]:
+    """Write the model and tokenizer of a GGUF file as a folder that `generate`, `score` and transformers read.
+
+    Returns:
+        As `export_model`.
+
+    Raises:
+        UserError: see `seqmill.models.gguf.import_gguf`; or `out` is a folder of training, or torch is not there.
+    """
+    _require_no_training(out)
+    try:
+        from seqmill.models.gguf import import_gguf
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    config = import_gguf(file, out)
+    return {
+        "family": "qwen3" if config.qk_norm else "llama",
+        "parameters": config.parameters,
+        "tokenizer": str(out / TOKENIZER_JSON),
+        "out": str(out),
+    }
+
+
+def _require_no_training(out: Path) -> None:
+    if (out / MANIFEST).exists() or (out / "checkpoints").exists():
+        raise UserError(f"{out} is a training folder or a checkpoint, whose files would be lost; choose another --out")
 
 
 @dataclass(frozen=True)
@@ -246,11 +314,93 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
     return LanguageModel(encoder, fingerprint, sample, lambda ids: models.score(model, ids))
 
 
+@dataclass(frozen=True)
+class ModelFiles:
+    """A checkpoint and its tokenizer as payloads name them: where they lie, and what identifies them."""
+
+    checkpoint: str  # the folder of the weights themselves, whatever checkpoint of a run becomes the newest later
+    fingerprint: str  # of weights and shape
+    tokenizer: str
+    tokenizer_fingerprint: str
+
+
+@dataclass(frozen=True)
+class Scorer:
+    """A checkpoint as a function of columns of ids."""
+
+    encoder: Encoder  # the tokenizer it was trained with
+    dim: int  # numbers of an embedding
+    read: Callable[[pa.Array, str | None, int, Callable[[int], str]], pa.RecordBatch]
+    # (ids, pooling, most tokens of a pass, name of a row) -> the columns of models.inference.columns.read_column
+
+
+def find_model(checkpoint: Path) -> ModelFiles:
+    """The files of a training folder's newest checkpoint, of one checkpoint, or of a folder of the HF hub.
+
+    Raises:
+        UserError: no whole checkpoint is there, it carries no tokenizer, or torch is not on this machine.
+    """
+    try:
+        from seqmill.models.checkpoint import CONFIG, weight_files
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    checkpoint = checkpoint.absolute()
+    weights = weight_files(checkpoint)
+    folder = weights[0].parent
+    for path in weights:
+        if not path.is_file():
+            raise UserError(f"there is no {path}; weights must be safetensors, download it again")
+    tokenizer = tokenizer_of(checkpoint)
+    identity = fingerprint({path.name: hash_file(path) for path in (*weights, folder / CONFIG)})
+    return ModelFiles(str(folder), identity, str(tokenizer), load(tokenizer).fingerprint)
+
+
+@lru_cache(maxsize=1)  # a worker's units share one model, which may fill its memory
+def open_scorer(files: ModelFiles, device: str, dtype: str, threads: int) -> Scorer:
+    """Load a model and its tokenizer, or give those that this process loaded last.
+
+    Args:
+        threads: that it computes with, on a processor; the last bits of a matrix product depend on it.
+
+    Raises:
+        UserError: they cannot be read, or the device is not on this machine.
+    """
+    import torch
+
+    from seqmill import models
+    from seqmill.models.inference.columns import read_column
+
+    model = models.load(files.checkpoint, device, dtype)
+
+    def read(ids: pa.Array, pooling: str | None, most_tokens: int, name_of: Callable[[int], str]) -> pa.RecordBatch:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return read_column(model, ids, pooling, most_tokens, name_of)
+        finally:
+            torch.set_num_threads(before)
+
+    return Scorer(load(files.tokenizer), model.config.dim, read)
+
+
+def device_for(asked: str, executor: str) -> str:
+    """ "cpu" or "cuda": for "auto" what torch sees, but tasks of Ray hold no GPU.
+
+    Raises:
+        UserError: CUDA is asked for and not there, or torch is not on this machine.
+    """
+    try:
+        from seqmill.models.training.job import choose_device
+    except ImportError as error:
+        raise UserError(f"models need torch ({error}): pip install 'seqmill[train]'") from error
+    return choose_device("cpu" if asked == "auto" and executor == "ray" else asked)
+
+
 def tokenizer_of(checkpoint: Path) -> Path:
     """The tokenizer that belongs to a training folder, to one of its checkpoints, or to a folder of the HF hub."""
-    for folder in (checkpoint, *checkpoint.parents[:2]):
-        if (folder / TOKENIZER_FOLDER).is_dir():
-            return folder / TOKENIZER_FOLDER
-    if (checkpoint / TOKENIZER_JSON).is_file():
-        return checkpoint / TOKENIZER_JSON
+    from seqmill.models import checkpoint as checkpoints
+
+    found = checkpoints.tokenizer_of(checkpoint)
+    if found is not None:
+        return found
     raise UserError(f"{checkpoint} carries no tokenizer; copy the one its data was made with to {checkpoint}/tokenizer")

@@ -155,7 +155,7 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
         for batch, entropies in scored_batches(payload):
             text = batch.column("text")
             num_bytes = pc.binary_length(text).to_numpy(zero_copy_only=False)
-            _check_sizes(batch, num_bytes)
+            check_sizes(batch, num_bytes)
             lists = encoder.encode(text)
             lists = lists if eos is None else append_id(lists, eos)
             flat = lists.flatten().to_numpy()
@@ -180,7 +180,12 @@ def encode_part(payload: Mapping[str, Any], out: Path) -> UnitResult:
     return UnitResult(files, {**totals, "sources": sorted(sources), "counts": counts_name})
 
 
-def _check_sizes(batch: pa.RecordBatch, num_bytes: np.ndarray) -> None:
+def check_sizes(batch: pa.RecordBatch, num_bytes: np.ndarray) -> None:
+    """Refuse documents whose size the num_bytes column cannot hold.
+
+    Raises:
+        UserError: there is one.
+    """
     if len(num_bytes) and num_bytes.max() > LARGEST_DOCUMENT:
         worst = int(num_bytes.argmax())
         raise UserError(

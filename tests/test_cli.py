@@ -21,7 +21,7 @@ from seqmill.tokenizers_ext import load
 Seqmill = Callable[..., Any]
 VERBS = (
     "run", "ingest", "filter", "dedup", "substrings", "mix", "split", "tokenize", "pack", "pack-sets", "plan", "train",
-    "generate", "export", "inspect", "trace", "bench", "tokenizer", "repeats", "traps",
+    "generate", "score", "export", "import", "inspect", "trace", "bench", "tokenizer", "repeats", "traps",
 )  # fmt: skip
 SUBVERBS = {
     "tokenizer": ("train", "report"), "repeats": ("histogram", "sample"),

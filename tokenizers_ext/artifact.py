@@ -45,13 +45,16 @@ ROUND_TRIP_SAMPLE = (
 )
 
 
-def save_subword(folder: Path, tokenizer_json: bytes, built_from: Mapping[str, Any]) -> Encoder:
+def save_subword(
+    folder: Path, tokenizer_json: bytes, built_from: Mapping[str, Any], special_ids: Mapping[str, int] | None = None
+) -> Encoder:
     """Write a subword artifact and return its encoder.
 
     Args:
         built_from: JSON values that say where the vocabulary came from, for people.
+        special_ids: see `SubwordEncoder`.
     """
-    encoder = SubwordEncoder(tokenizer_json)
+    encoder = SubwordEncoder(tokenizer_json, special_ids)
     with atomic_path(folder / TOKENIZER_JSON) as temporary:
         temporary.write_bytes(tokenizer_json)
     _describe(folder, encoder, {TOKENIZER_JSON: tokenizer_json}, built_from)

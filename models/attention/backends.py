@@ -2,7 +2,6 @@
 # ruff: noqa: N803 (the axes are capital letters)
 
 from collections.abc import Callable, Collection, Mapping
-from functools import lru_cache
 from types import MappingProxyType
 
 import torch
@@ -20,13 +19,16 @@ BACKENDS: Mapping[str, Callable[[Segments, Pattern], Prepared]] = MappingProxyTy
 )
 
 
-@lru_cache(maxsize=8)  # the layers of a model share what is prepared, one for each pattern of theirs
 def prepare(segments: Segments, pattern: Pattern, backend: str) -> Prepared:
     """What `attend` does for these documents, as a function (q_THE, k_TKE, v_TKE) -> out_THE.
 
-    Everything that depends on where the documents lie is computed here, once and outside of a compiled region.
+    Everything that depends on where the documents lie is computed here, outside of compiled code, and once: the layers
+    of a model share what is prepared, one for each pattern of theirs, and it goes when the segments go.
     """
-    return BACKENDS[backend](segments, pattern)
+    key = pattern, backend
+    if key not in segments.prepared:
+        segments.prepared[key] = BACKENDS[backend](segments, pattern)
+    return segments.prepared[key]
 
 
 def attend(

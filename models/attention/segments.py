@@ -1,20 +1,22 @@
 """Where the documents of a ragged batch lie."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import accumulate
+from typing import Any
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)  # compared by identity: two batches are two batches, and one serves as a key
+@dataclass(frozen=True, eq=False)  # compared by identity: two batches are two batches
 class Segments:
     """Where each document lies in a ragged batch."""
 
     cu_seqlens: Tensor  # int32[documents + 1] on the model's device: 0, end of the first document, ..., T
     lengths: tuple[int, ...]  # tokens of each document, the same facts on the host
     max_seqlen: int  # tokens of the longest document
+    prepared: dict[Any, Any] = field(default_factory=dict, repr=False)  # by backends.prepare, which must not hold this
 
     @classmethod
     def of(cls, lengths: Sequence[int], device: torch.device | str = "cpu") -> "Segments":

@@ -224,8 +224,8 @@ class Searches:
         shared = prompt // size
         return [
             shared + beams * (-(-total // size) - shared)
-            if group.pattern.window is None
-            else beams * group.pages_at_once(total, min(prompt, self.settings.prefill_tokens), size)
+            if group.sees_all
+            else beams * group.pages_at_once(prompt, total, min(prompt, self.settings.prefill_tokens), size)
             for group in groups_of(self.model.config)
         ]
 
@@ -237,5 +237,5 @@ class Searches:
             needs = np.array(self._needs, np.int64).reshape(-1, len(groups))
             return list(np.sort(needs, axis=0)[-(settings.max_batch // self.how.beams) :].sum(axis=0).tolist())
         tokens, size = settings.cache_tokens, settings.page_tokens
-        at_once = [group.pages_at_once(tokens, settings.prefill_tokens, size) for group in groups]
+        at_once = [group.pages_at_once(tokens, tokens, settings.prefill_tokens, size) for group in groups]
         return [min(tokens // size, settings.max_batch * pages) for pages in at_once]

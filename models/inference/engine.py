@@ -9,7 +9,7 @@ ever need are there, so that none is ever thrown out again.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import numpy as np
@@ -20,10 +20,14 @@ from seqmill.errors import UserError
 from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
 from seqmill.models.inference.cache import Group, KVCache, groups_of
+from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft, DraftSource
 from seqmill.models.inference.live import Live, Ready
+from seqmill.models.inference.order_free import lay_out
+from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
 from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.speculation import MOST_DRAFTED, Speculation
 from seqmill.models.inference.stopping import Decode, find_stops
 from seqmill.models.inference.verify import accepted_path
 from seqmill.models.transformer import Model
@@ -47,11 +51,20 @@ class EngineSettings:
     cache_tokens: int | None = None  # room of the cache, in positions that all layers keep; None: CACHE_TOKENS
     page_tokens: int = PAGE_TOKENS  # positions of a page
     prefix_cache: bool = True  # keep the pages of prompts for later prompts that begin alike
+    draft: str | None = None  # a name in drafting.DRAFTERS: tokens are proposed, and verified several in a pass
+    policy: CachePolicy | None = None  # what generated tokens keep of what stands before them; None: as trained
 
     def __post_init__(self) -> None:
         for name in ("max_batch", "prefill_tokens", "page_tokens"):
             if getattr(self, name) < 1:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
+        if self.draft is not None and self.draft not in DRAFTERS:
+            raise UserError(f"draft = {self.draft!r}: must be {', '.join(DRAFTERS)}, or left out")
+        if self.draft is not None and self.policy is not None and self.policy.has_mean:
+            raise UserError(
+                "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
+                "one by one; leave out draft or has_mean"
+            )
         if self.cache_tokens is not None and self.cache_tokens < self.page_tokens:
             raise UserError(
                 f"cache_tokens = {self.cache_tokens} is less than one page of {self.page_tokens} tokens; give the "
@@ -94,7 +107,7 @@ class Engine:
         settings = settings or EngineSettings()
         pages = None
         if settings.cache_tokens is None:
-            groups = groups_of(model.config)
+            groups = groups_of(model.config, settings.policy)
             needs = np.array([_pages_needed(each, groups, settings) for each in requests], np.int64).reshape(
                 -1, len(groups)
             )
@@ -108,24 +121,33 @@ class Engine:
         *,
         decode: Decode | None = None,
         pages: Sequence[int] | None = None,
+        drafts: DraftSource | None = None,
     ) -> None:
         """An engine without requests.
 
         Args:
             decode: lists of ids -> their bytes, for requests with stop texts.
+            drafts: proposes tokens, which a pass verifies several of (drafting.DRAFTERS has some): the same tokens, in
+                fewer passes. None: those of `settings.draft`.
             pages: of each group of layers (cache.groups_of); None: what `settings.cache_tokens` says.
         """
         self.settings = settings or EngineSettings()
         self.statistics = Statistics()
         self._model = model
         self._decode = decode
-        self._groups = groups_of(model.config)
+        policy = self.settings.policy
+        if policy is not None:
+            policy.check(model.config)
+        self._groups = groups_of(model.config, policy)
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
         counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
-        self._cache = KVCache(model.config, counts, size, model.device, dtype)
+        self._cache = KVCache(model.config, counts, size, model.device, dtype, policy)
         self._backend = choose_backend("auto", model.device, dtype, layer_patterns(model.config))
-        sees_all = len(self._groups) == 1 and self._groups[0].pattern.window is None
+        sees_all = len(self._groups) == 1 and self._groups[0].sees_all
         self._prefixes = PrefixCache(self._cache.pools[0], size) if self.settings.prefix_cache and sees_all else None
+        if drafts is None and self.settings.draft is not None:
+            drafts = DRAFTERS[self.settings.draft]()
+        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
         self._waiting: deque[tuple[int, Request]] = deque()
         self._live: list[Live] = []
         self._done: dict[int, list[GeneratedSequence | None]] = {}
@@ -147,6 +169,7 @@ class Engine:
             raise UserError(
                 f"samples = {request.samples} is more than max_batch = {self.settings.max_batch}: they live at once"
             )
+        request = self._with_members_in_order(request)
         if request.stop_texts and self._decode is None:
             raise UserError("stop_texts need `decode`: the engine has ids only")
         for pages, pool in zip(_pages_needed(request, self._groups, self.settings), self._cache.pools, strict=True):
@@ -161,6 +184,15 @@ class Engine:
         self._waiting.append((number, request))
         self._done[number] = [None] * request.samples
         return number
+
+    def _with_members_in_order(self, request: Request) -> Request:
+        """With the members of its set in the order in which they are stored."""
+        if not request.members:
+            return request
+        if not all(group.sees_all for group in self._groups):
+            raise UserError("members need a model whose layers see all, and no cache policy: a window has an order")
+        layout = lay_out(request.prompt, request.members)
+        return replace(request, prompt=layout.ids, members=layout.members)
 
     def cancel(self, number: int) -> None:
         """End a request now; sequences of it that have ended stay as they are."""
@@ -199,26 +231,30 @@ class Engine:
             return []
         rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
         logits_BV = self._model.logits(hidden_TD.index_select(0, rows))
-        picked = np.split(self._pick(ready, logits_BV), np.cumsum([len(each.rows) for each in ready])[:-1])
-        for each, tokens in zip(ready, picked, strict=True):
-            self._accept(each, tokens)
+        bounds = np.cumsum([len(each.rows) for each in ready])[:-1]
+        best = self._likeliest(logits_BV)
+        picked = self._pick(ready, logits_BV)
+        for each, tokens, successors in zip(ready, np.split(picked, bounds), np.split(best, bounds), strict=True):
+            self._accept(each, tokens, successors)
         return self._settle(ready)
 
     def _pages_of_settings(self, group: Group) -> int:
         settings = self.settings
         tokens = settings.cache_tokens or CACHE_TOKENS
-        at_once = group.pages_at_once(tokens, settings.prefill_tokens, settings.page_tokens)
+        at_once = group.pages_at_once(tokens, tokens, _most_at_once(settings), settings.page_tokens)
         return min(tokens // settings.page_tokens, settings.max_batch * at_once)
 
     def _continued(self) -> list[tuple[Live, Piece]]:
         """The last token of every sequence whose prompt is done, and what is proposed behind it."""
+        continued = [live for live in self._live if not live.is_prompt]
+        self._token_cost = self._speculation.token_cost(len(continued)) if self._speculation is not None else 1.0
         pieces = []
-        for live in self._live:
-            if not live.is_prompt:
-                piece = _drafted(live)
-                self._reserve(live, len(piece.tokens))
-                self.statistics.drafted_tokens += len(piece.tokens) - 1
-                pieces.append((live, piece))
+        for live in continued:
+            draft = live.drafts.propose(live.room - 1, self._token_cost) if live.drafts is not None else NO_DRAFT
+            piece = Piece(live.sequence, np.array([live.tokens[-1], *draft.tokens], np.int64), _parents(draft))
+            self._reserve(live, len(piece.tokens))
+            self.statistics.drafted_tokens += len(draft)
+            pieces.append((live, piece))
         return pieces
 
     def _prompts(self) -> list[tuple[Live, Piece]]:
@@ -233,7 +269,9 @@ class Engine:
             self._reserve(live, len(ids))
             live.scheduled += len(ids)
             budget -= len(ids)
-            if self._prefixes is not None:  # later prompts of this very step may use them: keys are written first
+            if (
+                self._prefixes is not None and not live.request.members
+            ):  # later prompts of this very step may use them: keys are written first
                 self._prefixes.add(live.request.prompt, live.sequence.tables[0], live.scheduled)
             pieces.append((live, piece))
         return pieces
@@ -247,7 +285,7 @@ class Engine:
             self.settings.max_batch
         ):
             return False
-        known = self._prefixes.find(request.prompt) if self._prefixes is not None else []
+        known = self._prefixes.find(request.prompt) if self._prefixes is not None and not request.members else []
         need = _pages_needed(request, self._groups, self.settings)
         need[0] -= len(known)
         for g, pool in enumerate(self._cache.pools):
@@ -263,12 +301,20 @@ class Engine:
 
     def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
         sequence = self._cache.open()
+        sequence.prompt = len(request.prompt)
+        sequence.layout = lay_out(request.prompt, request.members) if request.members else None
         if known:
             self._cache.pools[0].share(known)
             sequence.tables[0].extend(known)
             sequence.length = len(known) * self.settings.page_tokens
         draws = request_draws(request.seed, request.place, request.max_new_tokens)
-        return Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
+        live = Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
+        self._draft_for(live)
+        return live
+
+    def _draft_for(self, live: Live) -> None:
+        if self._speculation is not None:
+            live.drafts = self._speculation.open(list(live.request.prompt))
 
     def _reserve(self, live: Live, tokens: int) -> None:
         if self._prefixes is not None:
@@ -287,7 +333,12 @@ class Engine:
         last = first_row + len(piece.tokens) - 1
         return [Ready(each, None, last) for each in [live, *self._forks(live)]]
 
-    def _accept(self, ready: Ready, picked: np.ndarray) -> None:
+    def _likeliest(self, logits_BV: Tensor) -> np.ndarray:
+        """int64[B, top_k]: the likeliest ids of each row, as many as drafters want."""
+        most = self._speculation.source.top_k if self._speculation is not None else 0
+        return logits_BV.topk(min(most, logits_BV.shape[1]), dim=-1).indices.cpu().numpy()
+
+    def _accept(self, ready: Ready, picked: np.ndarray, successors: np.ndarray) -> None:
         """Append the tokens that the model chose: one, and one more for every drafted token that it would have chosen
         itself."""
         live, piece = ready.live, ready.piece
@@ -305,6 +356,8 @@ class Engine:
                 break
         ready.new = live.tokens[before:]
         self.statistics.new_tokens += len(ready.new)
+        if live.drafts is not None:
+            live.drafts.observe(ready.new, successors[path] if successors.shape[1] else None, self._token_cost)
         if piece is not None:
             self.statistics.accepted_tokens += max(0, len(ready.new) - 1)
             length = live.sequence.length
@@ -323,11 +376,12 @@ class Engine:
             sequence = self._cache.fork(live.sequence)
             need = [
                 -(-(len(live.request.prompt) + len(draws)) // self.settings.page_tokens) - shared
-                if group.pattern.window is None
+                if group.sees_all
                 else pages // live.request.samples
                 for group, pages in zip(self._groups, whole, strict=True)
             ]
             made.append(Live(live.number, sample, live.request, sequence, draws, need, live.scheduled))
+            self._draft_for(made[-1])
         for g, each in enumerate(zip(*(one.need for one in made), strict=True)):
             live.need[g] -= sum(each)
         self._live += made
@@ -378,6 +432,8 @@ class Engine:
     def _end(self, live: Live, finish: Finish) -> None:
         live.finish = finish
         self._live.remove(live)
+        if live.drafts is not None:
+            live.drafts.drafter.close()
         self._cache.close(live.sequence)
         self._done[live.number][live.sample] = live.result
 
@@ -394,11 +450,18 @@ def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSet
     shared = prompt // size  # by all samples, where layers see all
     return [
         shared + request.samples * (-(-total // size) - shared)
-        if group.pattern.window is None
-        else request.samples * group.pages_at_once(total, settings.prefill_tokens, size)
+        if group.sees_all
+        else request.samples * group.pages_at_once(prompt, total, _most_at_once(settings), size)
         for group in groups
     ]
 
 
-def _drafted(live: Live) -> Piece:
-    return Piece(live.sequence, np.array(live.tokens[-1:], np.int64))
+def _parents(draft: Draft) -> np.ndarray | None:
+    """int64[1 + n] of a piece: the last known token, and the draft behind it; None for a chain."""
+    parents = np.array([-1, *(draft.parents + 1)], np.int64)
+    return None if (parents == np.arange(-1, len(draft))).all() else parents
+
+
+def _most_at_once(settings: EngineSettings) -> int:
+    """Tokens that a sequence gets in one step at most."""
+    return max(settings.prefill_tokens, 1 + MOST_DRAFTED)

@@ -7,6 +7,7 @@ import numpy as np
 from seqmill.models.inference.attention.step import Piece
 from seqmill.models.inference.cache import CachedSequence
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request
+from seqmill.models.inference.speculation import SequenceDrafts
 
 
 @dataclass(eq=False)
@@ -23,6 +24,7 @@ class Live:
     tokens: list[int] = field(default_factory=list)  # new ones
     finish: Finish | None = None
     text: bytes | None = None
+    drafts: SequenceDrafts | None = None
 
     @property
     def is_prompt(self) -> bool:

@@ -23,6 +23,7 @@ class Request:
     stop_ids: Collection[int] = frozenset()  # tokens that end a continuation and are not part of it
     stop_texts: Sequence[str] = ()  # texts that end a continuation; the engine needs a decoder for them
     first_ids: range | None = None  # ids that the first new token is one of; not empty
+    members: Sequence[range] = ()  # places of the prompt that are a set: their order does not matter (order_free)
 
 
 @dataclass(frozen=True)

@@ -26,19 +26,22 @@ def layer_memory(
     settings: MemorySettings,
     segments: Segments,
     attention_within: Callable[[Segments], "LayerAttention"],
+    plain: LayerMemory | None = None,
 ) -> LayerMemory | None:
     """How to run each layer of one row, or None for the plain layer.
 
     Args:
         segments: the documents of the row.
         attention_within: the model's attention for other documents than those, which a streamed layer needs.
+        plain: what runs a layer that keeps everything, in place of the layer's own code: the same compiled. Layers in
+            tiles and streamed ones run their own code.
     """
     if settings == PLAIN:
-        return None
+        return plain
     keeping = offloaded if settings.offload else nullcontext
     if settings.stream_chunk:
         return _streaming(settings.stream_chunk, segments, attention_within, keeping)
-    return _recomputing(settings, keeping)
+    return _recomputing(settings, keeping, plain or run_plain)
 
 
 def _streaming(
@@ -56,7 +59,14 @@ def _streaming(
     return run
 
 
-def _recomputing(settings: MemorySettings, keeping: Callable[[], AbstractContextManager[None]]) -> LayerMemory:
+def run_plain(block: "Block", x_TD: Tensor, rotary: tuple[Tensor, Tensor], attention: "LayerAttention") -> Tensor:
+    """A layer that keeps everything."""
+    return block.add_feed_forward(block.add_attention(x_TD, rotary, attention))
+
+
+def _recomputing(
+    settings: MemorySettings, keeping: Callable[[], AbstractContextManager[None]], plain: LayerMemory
+) -> LayerMemory:
     """A tiled SwiGLU keeps its input and runs twice already, so it stays outside the checkpoint: inside, it would run
     three times."""
     recompute, tile = RECOMPUTES[settings.checkpoint], settings.mlp_tile
@@ -67,7 +77,7 @@ def _recomputing(settings: MemorySettings, keeping: Callable[[], AbstractContext
 
         with keeping():
             if tile is None:
-                return recompute(lambda x_TD: block.add_feed_forward(first_half(x_TD)), x_TD)
+                return recompute(lambda x_TD: plain(block, x_TD, rotary, attention), x_TD)
             return tiled(block.add_feed_forward, recompute(first_half, x_TD), tuple(block.parameters()), tile)
 
     return run

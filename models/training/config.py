@@ -15,9 +15,9 @@ from seqmill.models.training.ranks import PARALLEL
 # Settings that say how the same numbers are computed or kept, so a resumed run may have others.
 MAY_CHANGE_ON_RESUME = frozenset(
     {
-        *("checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "memory"),
+        *("checkpoint_every", "keep_last", "device", "micro_batch_rows", "attention", "memory", "compile"),
         *("parallel", "context_parallel", "context_kind"),
-        *("dtype", "plan", "shape"),  # these are compared after they have been resolved
+        *("dtype", "plan", "shape", "init"),  # these are compared after they have been resolved
         *("eval_tokens", "eval_every", "eval_bytes", "traps", "injections", "sample_every", "prompts", "tensorboard"),
     }
 )
@@ -61,6 +61,7 @@ class TrainConfig:
     context_parallel: int = 1  # ranks that split the tokens of a row among them, for rows too long for one
     context_kind: str = "ring"  # how they do so: a name in context_parallel.KINDS
     memory: MemorySettings = PLAIN  # what layers keep for their gradients
+    compile: str = "auto"  # layers and loss by torch.compile, on batches padded to few sizes: auto (on CUDA), on, off
     eval_tokens: str | None = None  # a tokens folder of held-out documents, told in bits per byte by source
     eval_every: int | None = None  # updates between looks at them; None: after the last update alone
     eval_bytes: int | None = 1 << 20  # of their text at most, the same documents for every tokenizer; None: all
@@ -166,5 +167,6 @@ _RULES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "device": (lambda value: value in ("auto", "cpu", "cuda"), "auto, cpu or cuda"),
     "dtype": (lambda value: value in ("auto", "float32", "bfloat16"), "auto, float32 or bfloat16"),
     "micro_batch_rows": _POSITIVE,
+    "compile": (lambda value: value in ("auto", "on", "off"), "auto, on or off"),
     "parallel": (lambda value: value in PARALLEL, " or ".join(PARALLEL)),
 }

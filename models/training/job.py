@@ -1,5 +1,6 @@
 """A training run with every "auto" resolved, on the machine and the data that it found."""
 
+import logging
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,13 +11,16 @@ import torch
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.models.attention import choose_backend, layer_patterns
-from seqmill.models.checkpoint import DTYPES, require_device
+from seqmill.models.checkpoint import DTYPES, require_device, weights_fingerprint
 from seqmill.models.config import ModelConfig
+from seqmill.models.training.compiled import INDUCTOR, compiler_obstacle
 from seqmill.models.training.config import MAY_CHANGE_ON_RESUME, TrainConfig
 from seqmill.models.training.ranks import Ranks
 
 if TYPE_CHECKING:
     from seqmill.packing import BucketSchedule, StepPlan
+
+logger = logging.getLogger(__name__)
 
 _MICRO_BATCH_TOKENS = {"cpu": 2048, "cuda": 32_768}  # on a processor, activations that stay in its cache
 
@@ -36,7 +40,10 @@ class Job:
     plan: "StepPlan | None"  # which rank takes which row of an update
     micro_batch_tokens: int  # most tokens of one forward pass
     fingerprint: str  # of the packed folder
+    tokenizer: str | None  # fingerprint of what made its tokens, where that is known
+    init: str | None  # fingerprint of the weights that it begins with; None: random ones, or a folder that is gone
     ranks: Ranks
+    compiler: str | None = None  # of layers and loss; None runs them as they are
     timings: Mapping[str, float] = field(default_factory=dict)  # seconds of an attention backend, where they were timed
 
     @property
@@ -51,6 +58,8 @@ class Job:
             "rows per step": self.rows,
             "packed data": self.fingerprint,
         }
+        if self.init is not None:
+            resolved["weights of init"] = self.init
         if self.config.normalisation == "rank-token-mean":
             resolved["data ranks"] = self.ranks.size // self.config.context_parallel
         if self.schedule is not None:
@@ -60,12 +69,21 @@ class Job:
         shape = {f"model {name}": value for name, value in self.model.to_json().items()}
         return settings | resolved | shape
 
+    @property
+    def sharers(self) -> tuple[tuple[int, int], ...]:
+        """The (first rank, number of ranks) of all groups that share rows of the plan."""
+        if self.plan is None:
+            return ()
+        spans = set(zip(self.plan.rank.tolist(), self.plan.group.tolist(), strict=True))
+        return tuple(sorted(span for span in spans if span[1] > 1))
+
     def how_it_runs(self) -> dict[str, Any]:
         """What the result does not depend on, for the record."""
         return {
             "device": torch.cuda.get_device_name() if self.device.type == "cuda" else "cpu",
             "attention": self.backend,
             "attention_timings": dict(self.timings),
+            "compiler": self.compiler,
             "micro_batch_tokens": self.micro_batch_tokens,
             "parameters": self.model.parameters,
             "ranks": self.ranks.size,
@@ -98,7 +116,8 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
     model = config.model_config(vocab_size)
     kind = choose_device(config.device)
     device = torch.device(kind, ranks.local_rank) if kind == "cuda" else torch.device(kind)
-    _check_together(config, model, device, ranks)
+    plan = _plan(manifest, config)
+    _check_together(config, model, device, ranks, plan)
     auto_dtype = "bfloat16" if kind == "cuda" else "float32"
     dtype = DTYPES[auto_dtype if config.dtype == "auto" else config.dtype]
     micro_rows = config.micro_batch_rows or max(1, _MICRO_BATCH_TOKENS[kind] // capacity)
@@ -111,14 +130,41 @@ def resolve(packed: Path, config: TrainConfig, ranks: Ranks) -> Job:
         backend=choose_backend(config.attention, device, dtype, layer_patterns(model)),
         rows=max(1, config.batch_tokens // capacity),
         schedule=_schedule(packed, manifest, config.batch_tokens),
-        plan=_plan(manifest, config),
+        plan=plan,
         micro_batch_tokens=micro_rows * capacity,
         fingerprint=manifest["fingerprint"],
+        tokenizer=manifest.get("tokenizer", {}).get("fingerprint"),
+        init=weights_fingerprint(config.init) if config.init and Path(config.init).exists() else None,
         ranks=ranks,
+        compiler=_choose_compiler(config, model, device),
     )
 
 
-def _check_together(config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks) -> None:
+def _choose_compiler(config: TrainConfig, model: ModelConfig, device: torch.device) -> str | None:
+    """The compiler of layers and loss, or None to run them as they are.
+
+    Raises:
+        UserError: it is asked for, and cannot compile them or anything here.
+    """
+    if config.compile == "off" or (config.compile == "auto" and device.type != "cuda"):
+        return None
+    obstacle = None
+    if model.experts:
+        obstacle = "how many tokens an expert gets is another number in every batch, and code is compiled for numbers"
+    elif config.memory.mlp_tile or config.memory.stream_chunk:
+        obstacle = "memory.mlp_tile and memory.stream_chunk run a layer in pieces; use memory.checkpoint instead"
+    obstacle = obstacle or compiler_obstacle(device)
+    if obstacle is None:
+        return INDUCTOR
+    if config.compile == "on":
+        raise UserError(f"compile = 'on': {obstacle}, or set compile = 'off'")
+    logger.warning("training without compiled code: %s", obstacle)
+    return None
+
+
+def _check_together(
+    config: TrainConfig, model: ModelConfig, device: torch.device, ranks: Ranks, plan: "StepPlan | None"
+) -> None:
     """Whether settings that are possible alone are so together.
 
     Raises:
@@ -131,14 +177,26 @@ def _check_together(config: TrainConfig, model: ModelConfig, device: torch.devic
             f"multiple of {context} ranks, by torchrun or --workers"
         )
     memory.require_possible(device, layer_patterns(model))
-    if model.window is not None and context > 1 and config.context_kind == "ring":
+    is_shared = plan is not None and bool((plan.group > 1).any())
+    if is_shared and context > 1:
+        raise UserError(
+            f"context_parallel = {context}, and {config.plan} tells itself which ranks share a row (strategy groups); "
+            "leave context_parallel out, or plan with another strategy"
+        )
+    if is_shared and config.normalisation == "rank-token-mean":
+        raise UserError(
+            f"normalisation = 'rank-token-mean' takes a mean over the tokens of each rank, and {config.plan} has ranks "
+            "share rows (strategy groups); use another normalisation, or plan with another strategy"
+        )
+    is_shared = is_shared or context > 1
+    if model.window is not None and is_shared and config.context_kind == "ring":
         raise UserError(
             "context_kind = 'ring' shows tokens all of their document, and the model has a window; use 'ulysses'"
         )
-    if context > 1 and memory.stream_chunk:
+    if is_shared and memory.stream_chunk:
         raise UserError(
-            f"memory.stream_chunk = {memory.stream_chunk} and context_parallel = {context}: a streamed layer has all "
-            "tokens of its row; use memory.checkpoint instead"
+            f"memory.stream_chunk = {memory.stream_chunk}: a streamed layer has all tokens of its row, and ranks share "
+            "rows (context_parallel, or a plan of strategy groups); use memory.checkpoint instead"
         )
     if model.experts and (config.balance or config.router_z) and (memory.mlp_tile or memory.stream_chunk):
         raise UserError(
@@ -175,10 +233,5 @@ def _plan(manifest: Mapping[str, Any], config: TrainConfig) -> "StepPlan | None"
         raise UserError(
             f"batch_tokens = {config.batch_tokens}, but {config.plan} plans steps with room for {room} tokens "
             f"({plan.settings.rows_per_step} rows); train with batch_tokens = {room}, or plan again with other --rows"
-        )
-    if (plan.group > 1).any():
-        raise UserError(
-            f"{config.plan} has ranks share rows (strategy groups), which the trainer cannot do; plan with another "
-            "strategy"
         )
     return plan

@@ -1,7 +1,7 @@
 """Looks at a model between updates: what it needs to tell held-out documents and traps, and what it writes."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +10,13 @@ import torch
 
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
+from seqmill.models.checkpoint import TOKENIZER
 from seqmill.models.evaluation import EvaluationConfig, HeldOut, evaluate, gather_losses
 from seqmill.models.evaluation.traps import TrapTokens, trap_groups
 from seqmill.models.samples import SampleConfig, check_prompts, sample_beginnings, sample_texts
 from seqmill.models.training.job import Job
 from seqmill.models.training.runlog import EvaluationRecord, Record, SampleRecord
-from seqmill.models.training.sharing import whole
+from seqmill.models.training.sharing import gathered
 from seqmill.models.transformer import Model
 
 if TYPE_CHECKING:
@@ -39,13 +40,11 @@ class Looks:
             UserError: it is not there, or of another tokenizer.
         """
         config, manifest = job.config, open_manifest(job.packed, "packed")
-        tokenizer = job.packed / "tokenizer"
+        tokenizer = job.packed / TOKENIZER
         windows = EvaluationConfig(max_bytes=config.eval_bytes, context=manifest["pack"]["capacity"])
         sets = {}
         if config.eval_tokens is not None:
-            sets["holdout"] = HeldOut.open(
-                config.eval_tokens, windows, manifest.get("tokenizer", {}).get("fingerprint")
-            )
+            sets["holdout"] = HeldOut.open(config.eval_tokens, windows, job.tokenizer)
         if config.traps is not None:
             every_trap = EvaluationConfig(context=windows.context)
             sets["traps"] = trap_groups(config.traps, _needed(tokenizer, "traps"), every_trap)
@@ -56,20 +55,23 @@ class Looks:
         found = None if config.injections is None else TrapTokens.find(job.packed, config.injections)
         return cls(job, sets, encoder, found)
 
-    def after(self, step: int, model: Model, tokens: int, began: float) -> Iterator[Record]:
+    def after(
+        self, step: int, model: Model, tokens: int, began: float, left_out: Collection[str] = ()
+    ) -> Iterator[Record]:
         """The records that are due after an update; all ranks call this together, and the first one has the samples.
 
         Args:
             tokens: targets of all updates so far.
             began: when this process began, by time.perf_counter.
+            left_out: names of sets, and "samples", that are not due.
         """
         config = self.job.config
         if config.evaluates_at(step):
-            for name, held_out in self.sets.items():
-                losses = self._evaluate(model, held_out)
+            for name in (name for name in self.sets if name not in left_out):
+                losses = self._evaluate(model, self.sets[name])
                 yield EvaluationRecord.of(step, name, tokens, time.perf_counter() - began, losses)
-        if self.encoder is not None and config.samples_at(step):
-            here = _whole_model(model, self.job.ranks.is_first) if config.parallel == "fsdp" else model
+        if self.encoder is not None and config.samples_at(step) and "samples" not in left_out:
+            here = _gathered_model(model, self.job.ranks.is_first) if config.parallel == "fsdp" else model
             if self.job.ranks.is_first:
                 for sample in self._sample(here, self.encoder):
                     yield SampleRecord(step, sample.prompt, sample.continuation)
@@ -103,11 +105,11 @@ def _load_encoder(tokenizer: Path) -> "Encoder":
 
 
 @torch.no_grad()
-def _whole_model(model: Model, keep: bool) -> Model:
+def _gathered_model(model: Model, keep: bool) -> Model:
     """A copy of a model of which this rank has a part, where it is kept; all ranks call this together."""
     copy = Model(model.config, None).to(model.device) if keep else model
     for name, parameter in model.named_parameters():
-        value = whole(parameter)
+        value = gathered(parameter)
         if keep:
             copy.get_parameter(name).copy_(value)
     return copy

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from seqmill.models.config import ModelConfig
-from seqmill.models.training.sharing import part_of, whole
+from seqmill.models.training.sharing import gathered, part_of
 from seqmill.models.transformer import Model
 
 OPTIMIZERS = ("adamw", "muon")
@@ -102,7 +102,7 @@ def _muon_step(
     """Nesterov momentum, made orthogonal (Jordan et al. 2024, kellerjordan.github.io/posts/muon)."""
     assert parameter.grad is not None
     momentum.lerp_(parameter.grad, 1 - _MOMENTUM)
-    update = whole(parameter.grad.lerp(momentum, _MOMENTUM))  # ranks that share a matrix all make it orthogonal
+    update = gathered(parameter.grad.lerp(momentum, _MOMENTUM))  # ranks that share a matrix all make it orthogonal
     matrices = update.split(parts, dim=-2) if parts else [update]
     made = [orthogonalise(matrix) * (0.2 * math.sqrt(max(matrix.shape[-2:]))) for matrix in matrices]
     parameter.mul_(1 - rate * weight_decay).sub_(part_of(torch.cat(made, dim=-2), parameter), alpha=rate)

@@ -5,8 +5,8 @@ Tensor names end in their axes: T tokens, D model width, L layers, N experts.
 # ruff: noqa: N803, N806, N812, N815 (the axes are capital letters)
 
 import contextlib
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 import torch
@@ -17,9 +17,13 @@ from torch import distributed as dist
 from seqmill.models.attention import HALF_TYPES, Segments
 from seqmill.models.context_parallel import ContextSplit, context_attention
 from seqmill.models.loss import PARTS, summed_loss
-from seqmill.models.memory import PLAIN, MemorySettings
+from seqmill.models.memory import PLAIN, LayerMemory, MemorySettings
 from seqmill.models.moe import Routing, balance_loss, count_choices, record_routing, router_z_loss
+from seqmill.models.training.compiled import compiled_code, compiling
 from seqmill.models.transformer import LayerAttention, Model, packed_attention
+
+Sharers = tuple[int, int]
+"""The first of the ranks that share a row, and how many they are."""
 
 
 @dataclass(frozen=True)
@@ -32,7 +36,18 @@ class MicroBatch:
     segments: Segments
     part_T: Tensor | None  # int64, a number into loss.PARTS, where something tells tokens apart
     weights_T: Tensor | None  # float32, where tokens do not count alike
-    is_real: bool = True  # False: one token that stands in for none, so that a rank without rows has something to pass
+    pads: int = 0  # tokens at the end that stand in for none: a segment of their own, without targets
+    sharers: Sharers | None = None  # the ranks that share these tokens, where not all micro-batches are shared alike
+
+    @property
+    def lengths(self) -> tuple[int, ...]:
+        """Tokens of each real document."""
+        return self.segments.lengths[:-1] if self.pads else self.segments.lengths
+
+    @property
+    def is_real(self) -> bool:
+        """Whether there is any document; a rank without rows passes a pad alone, to take part in what all do."""
+        return bool(self.lengths)
 
 
 @dataclass(frozen=True)
@@ -46,7 +61,9 @@ class LossSettings:
     backend: str = "sdpa"  # of attention: a name in attention.BACKENDS
     memory: MemorySettings = PLAIN
     context_kind: str = "ring"  # how ranks share tokens, where they do
-    context_group: dist.ProcessGroup | None = None  # the ranks that share this one's tokens
+    context_group: dist.ProcessGroup | None = None  # the ranks that share this one's tokens, all of them
+    sharers: Mapping[Sharers, dist.ProcessGroup] = field(default_factory=dict)  # or those of some micro-batches
+    compiler: str | None = None  # of layers and loss: a backend of torch.compile; None runs them as they are
 
 
 class PackedLossSums(NamedTuple):
@@ -65,6 +82,7 @@ class PackedLoss(nn.Module):
         super().__init__()
         self.model = model
         self.settings = settings
+        self._compiled = None if settings.compiler is None else compiled_code(settings.compiler)
 
     def forward(self, part: MicroBatch, counts_LN: Tensor | None = None) -> PackedLossSums:
         """The sums of one micro-batch.
@@ -73,8 +91,10 @@ class PackedLoss(nn.Module):
             counts_LN: how often each expert is chosen in the whole update (moe.expert_counts); None where this
                 micro-batch is all of it.
         """
-        with self._computing(part), self._recording() as routings:
-            hidden_TD, held = self._hidden(part, self.settings.memory)
+        compiled = self._compiled if part.is_real else None  # a single pad has no size of its own
+        settings = compiling() if compiled else contextlib.nullcontext()
+        with settings, self._computing(part), self._recording() as routings:
+            hidden_TD, held = self._hidden(part, self.settings.memory, compiled and compiled.layer)
             sums = summed_loss(
                 hidden_TD,
                 self.model.head_weight,
@@ -83,32 +103,39 @@ class PackedLoss(nn.Module):
                 held.part_T,
                 weights_T=held.weights_T,
                 z_coefficient=self.settings.z_loss,
+                of_full_chunk=compiled and compiled.chunk_loss,
             )
-        parts, whole = sums.parts, sums.cross_entropy
+        parts, nats = sums.parts, sums.cross_entropy
         if held.part_T is None:  # all are of the first part
-            parts = F.pad(whole[None], (0, len(PARTS) - 1))
+            parts = F.pad(nats[None], (0, len(PARTS) - 1))
         elif held.weights_T is not None:
-            whole = parts.sum()
+            nats = parts.sum()
         counts_LN = count_choices(routings) if routings and counts_LN is None else counts_LN
         auxiliary = self._auxiliary(routings, counts_LN) * part.is_real
-        return PackedLossSums(sums.total, auxiliary, torch.cat([whole[None], parts]).detach(), counts_LN)
+        return PackedLossSums(sums.total, auxiliary, torch.cat([nats[None], parts]).detach(), counts_LN)
 
     def count_experts(self, part: MicroBatch) -> None:
         """A forward pass for those who record how experts are chosen; it keeps nothing for gradients."""
         with self._computing(part):
             self._hidden(part, PLAIN)
 
-    def _hidden(self, part: MicroBatch, memory: MemorySettings) -> tuple[Tensor, MicroBatch]:
+    def _hidden(
+        self, part: MicroBatch, memory: MemorySettings, layer: LayerMemory | None = None
+    ) -> tuple[Tensor, MicroBatch]:
         """hidden_TD of the tokens that this rank holds, and what the micro-batch says of these."""
-        settings, attention, held = self.settings, None, part
-        if settings.context_group is not None:
-            ranks, rank = dist.get_world_size(settings.context_group), dist.get_rank(settings.context_group)
+        settings, attention, held, group = self.settings, None, part, self.group_of(part)
+        if group is not None:
+            ranks, rank = dist.get_world_size(group), dist.get_rank(group)
             split = ContextSplit(part.segments.lengths, ranks, settings.context_kind)
             held = _held(part, split, rank)
             windowed, device = self.model.config.window is not None, part.input_ids_T.device
-            attention = context_attention(split, settings.context_group, self._within, device, windowed=windowed)
-        inputs = (held.input_ids_T, held.position_ids_T, part.segments, settings.backend, memory, attention)
+            attention = context_attention(split, group, self._within, device, windowed=windowed)
+        inputs = (held.input_ids_T, held.position_ids_T, part.segments, settings.backend, memory, attention, layer)
         return self.model(*inputs).to(settings.dtype), held
+
+    def group_of(self, part: MicroBatch) -> dist.ProcessGroup | None:
+        """The ranks that share a micro-batch; None for one of this rank alone."""
+        return self.settings.context_group if part.sharers is None else self.settings.sharers[part.sharers]
 
     def _within(self, segments: Segments) -> LayerAttention:
         return packed_attention(segments, self.settings.backend, self.model.config)

@@ -5,7 +5,7 @@ and a process of its own has no group at all. From here on the three look alike.
 """
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -54,6 +54,19 @@ class Ranks:
         """The group of so many ranks in a row that this one is in; all ranks call this together."""
         mesh = init_device_mesh(device_type, (self.size // size, size), mesh_dim_names=("data", "context"))
         return mesh["context"].get_group()
+
+    def groups(
+        self, spans: Iterable[tuple[int, int]], device: torch.device
+    ) -> dict[tuple[int, int], dist.ProcessGroup]:
+        """The groups that this rank is in, of each (first rank, number of ranks); all ranks call this together."""
+        found = {}
+        for first, size in spans:
+            group = dist.new_group(list(range(first, first + size)))
+            if first <= self.rank < first + size:
+                assert group is not None
+                dist.all_reduce(torch.zeros(1, device=device), group=group)  # which nccl wants before other messages
+                found[first, size] = group
+        return found
 
     def agree(self, value: str) -> str:
         """What the first rank says, on all of them."""

@@ -88,8 +88,8 @@ class EvaluationRecord:
             for source, found in losses.items()
             if found.documents
         }
-        whole = total(losses)
-        return cls(step, name, tokens, seconds, whole.loss, whole.bits_per_byte, by_source)
+        overall = total(losses)
+        return cls(step, name, tokens, seconds, overall.loss, overall.bits_per_byte, by_source)
 
 
 @dataclass(frozen=True)
@@ -139,6 +139,16 @@ class RunLog:
 
     def __exit__(self, *_error: object) -> None:
         self.close()
+
+
+def looked_at(out: Path, step: int) -> set[str]:
+    """What the logs of a run tell of a look at the model after `step` updates: sets of documents, and "samples"."""
+    evaluations = {line["set"] for line in _lines(out / EVALUATIONS) if line["step"] == step}
+    return evaluations | {"samples" for line in _lines(out / SAMPLES) if line["step"] == step}
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_bytes().splitlines()] if path.is_file() else []
 
 
 def format_record(record: Record) -> bytes:

@@ -4,10 +4,10 @@ import torch
 from torch import Tensor
 
 
-def whole(tensor: Tensor) -> Tensor:
+def gathered(tensor: Tensor) -> Tensor:
     """`tensor` with the parts that other ranks hold; all ranks call this together."""
-    gathered: Tensor = tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
-    return gathered
+    found: Tensor = tensor.full_tensor() if _is_shared(tensor) else tensor  # type: ignore[attr-defined]
+    return found
 
 
 def part_of(value: Tensor, like: Tensor) -> Tensor:

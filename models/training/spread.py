@@ -31,11 +31,10 @@ class Spread:
         """On the only rank there is."""
         return cls(loss, loss)
 
-    @property
-    def is_told_by_another_rank(self) -> bool:
-        """Whether another rank has the same micro-batches, and counts their tokens."""
-        group = self.loss.settings.context_group
-        return group is not None and dist.get_rank(group) > 0
+    def is_told_here(self, part: MicroBatch) -> bool:
+        """Whether this rank counts the tokens of a micro-batch: of those who share it, the first one does."""
+        group = self.loss.group_of(part)
+        return group is None or dist.get_rank(group) == 0
 
     def passes(self, parts: Sequence[MicroBatch]) -> Iterator[MicroBatch]:
         """Give the parts of an update one by one; gradients leave the rank in the backward pass of the last.

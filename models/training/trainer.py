@@ -24,6 +24,7 @@ import torch
 from seqmill.errors import UserError
 from seqmill.models.attention import Choice, choose_for_batch
 from seqmill.models.checkpoint import (
+    TOKENIZER,
     CheckpointWriter,
     TrainState,
     load,
@@ -32,6 +33,7 @@ from seqmill.models.checkpoint import (
     remove_unfinished,
     restore,
     snapshot,
+    tokenizer_of,
 )
 from seqmill.models.evaluation.traps import TrapTokens, token_parts
 from seqmill.models.loss import PARTS
@@ -45,8 +47,8 @@ from seqmill.models.training.meter import Meter
 from seqmill.models.training.optim import Optimizer, learning_rate
 from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.ranks import joined_ranks
-from seqmill.models.training.runlog import PartStepRecord, StepRecord
-from seqmill.models.training.sharing import put, whole
+from seqmill.models.training.runlog import PartStepRecord, StepRecord, looked_at
+from seqmill.models.training.sharing import gathered, put
 from seqmill.models.training.spread import Spread, spread
 from seqmill.models.transformer import Model
 from seqmill.storage import TEMPORARY_SUFFIX, write_json
@@ -86,7 +88,8 @@ def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Li
     """Train a model on the packed rows in `packed`, or go on where an earlier call with the same arguments stopped.
 
     Processes that torchrun or Ray Train has started call this alike, and train together. How many they are may be
-    another number after a stop, except with a plan.
+    another number after a stop, except with a plan. A finished run is looked at where a look after its last update is
+    asked for that was not yet taken.
 
     Args:
         packed: a folder that `seqmill pack` wrote. One with buckets is read by its schedule, a bucket an update.
@@ -109,6 +112,8 @@ def train(packed: Path | str, out: Path | str, config: TrainConfig, progress: Li
             write_json(out / "train.json", settings)
         journal = Journal(out, start.step, config.tensorboard, progress) if ranks.is_first else Silence()
         with journal, CheckpointWriter(out, config.keep_last) as writer:
+            if start.step == config.steps:
+                _look_once_more(run, start, began, journal, out)
             end = _train_on(run, start, began, journal, writer)
     return TrainResult(
         steps=end.step,
@@ -143,7 +148,7 @@ def _begin(out: Path, job: Job) -> tuple[_Run, TrainState]:
     start = TrainState(0, 0, math.nan, (), dataset.state_dict(), job.identity)
     if checkpoint is not None:
         start = load_state(checkpoint)
-        _check_same_run(start.identity, job.identity, checkpoint)
+        _check_same_run(start.identity, job, checkpoint)
     dataset.load_state_dict(dict(start.loader))
     job = _choose_attention(job, dataset, start.step)
     model = (_first_weights(job) if checkpoint is None else Model(job.model, seed=None)).to(job.device)
@@ -179,6 +184,8 @@ def _loss_settings(job: Job) -> LossSettings:
         memory=config.memory,
         context_kind=config.context_kind,
         context_group=job.ranks.neighbours(config.context_parallel, job.device.type) if shared else None,
+        sharers=job.ranks.groups(job.sharers, job.device),
+        compiler=job.compiler,
     )
 
 
@@ -186,11 +193,12 @@ def _first_weights(job: Job) -> Model:
     """Random weights, or those that the run is to begin with.
 
     Raises:
-        UserError: these are of a model of another shape.
+        UserError: these are of a model of another shape, or learned other tokens.
     """
     if job.config.init is None:
         return Model(job.model, job.config.seed)
     model = load(job.config.init)
+    _check_tokenizer(job, job.config.init)
     if model.config != job.model:
         asked, found = job.model.to_json(), model.config.to_json()
         other = [f"{name} {found.get(name)}, not {asked.get(name)}" for name in asked if asked[name] != found.get(name)]
@@ -201,12 +209,35 @@ def _first_weights(job: Job) -> Model:
     return model.float().train().requires_grad_(True)
 
 
-def _check_same_run(was: Mapping[str, Any], asked: Mapping[str, Any], checkpoint: Path) -> None:
-    """Whether a checkpoint is of this very run.
+def _check_tokenizer(job: Job, init: str) -> None:
+    """Whether the ids of the rows mean what they meant to the model that the run begins with, as far as that is known.
+
+    Raises:
+        UserError: they do not.
+    """
+    folder = tokenizer_of(init)
+    if folder is None or job.tokenizer is None:
+        return
+    from seqmill.tokenizers_ext import load as load_tokenizer  # here: training alone needs no tokenizer
+
+    found = load_tokenizer(folder).fingerprint
+    if found != job.tokenizer:
+        raise UserError(
+            f"init = {init}: the tokenizer of its model ({found[:16]}) is not the one of the training data "
+            f"({job.tokenizer[:16]}), so ids mean other texts; tokenize the data with {folder}"
+        )
+
+
+def _check_same_run(was: Mapping[str, Any], job: Job, checkpoint: Path) -> None:
+    """Whether a checkpoint is of this very run. Weights to begin with that are no longer there are not compared: a run
+    that goes on needs them no more.
 
     Raises:
         UserError: it is not.
     """
+    asked = job.identity
+    if job.config.init is not None and job.init is None:
+        asked["weights of init"] = was.get("weights of init")
     changed = [
         f"{name} was {was.get(name)}, now {asked.get(name)}"
         for name in sorted(set(asked) | set(was))
@@ -221,12 +252,23 @@ def _check_same_run(was: Mapping[str, Any], asked: Mapping[str, Any], checkpoint
 
 
 def _copy_tokenizer(packed: Path, out: Path) -> None:
-    source, final = packed / "tokenizer", out / "tokenizer"
+    source, final = packed / TOKENIZER, out / TOKENIZER
     if not source.is_dir() or final.exists():
         return
     temporary = final.with_name(f"{final.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
     shutil.copytree(source, temporary, dirs_exist_ok=True)
     os.replace(temporary, final)
+
+
+def _look_once_more(run: _Run, end: TrainState, began: float, journal: Journal, out: Path) -> None:
+    """The looks after the last update that a finished run is asked for only now."""
+    ranks = run.job.ranks
+    found = looked_at(out, end.step) if ranks.is_first else ()  # the one that has cut the logs
+    taken = ranks.agree(" ".join(sorted(found))).split()
+    for look in run.looks.after(end.step, run.model, end.tokens, began, taken):
+        journal.write(look)
+    journal.sync()
+    journal.tell()
 
 
 def _train_on(run: _Run, start: TrainState, began: float, journal: Journal, writer: CheckpointWriter) -> TrainState:
@@ -237,7 +279,7 @@ def _train_on(run: _Run, start: TrainState, began: float, journal: Journal, writ
         for look in run.looks.after(state.step, run.model, state.tokens, began):
             journal.write(look)
         if state.step % config.checkpoint_every == 0 or state.step == config.steps:
-            tensors = snapshot(run.model, run.optimizer, whole)  # by all ranks: each may hold a part
+            tensors = snapshot(run.model, run.optimizer, gathered)  # by all ranks: each may hold a part
             journal.sync()
             if run.job.ranks.is_first:
                 writer.save(run.job.model, tensors, state)
@@ -293,7 +335,7 @@ def _update(run: _Run, rate: float, batch: Mapping[str, Any], step: int) -> tupl
     job = run.job
     _check_ids(job, batch, step)
     found = accumulate_gradients(run.loss, batch, job.device, job.micro_batch_tokens)
-    norm = float(whole(torch.nn.utils.clip_grad_norm_(run.model.parameters(), job.config.grad_clip)))
+    norm = float(gathered(torch.nn.utils.clip_grad_norm_(run.model.parameters(), job.config.grad_clip)))
     if not all(map(math.isfinite, (found.objective, norm))):
         raise UserError(
             f"update {step}: the loss is {found.objective} and the gradient's norm {norm}, which no further update can "

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from seqmill.errors import UserError
 from seqmill.manifest import OutputFile, write_manifest
 from seqmill.models import Model, ModelConfig, load, score
-from seqmill.models.checkpoint import TrainState, load_state, newest_checkpoint, save_checkpoint, snapshot
+from seqmill.models.checkpoint import TrainState, load_state, newest_checkpoint, save_checkpoint, snapshot, tokenizer_of
 from seqmill.models.training.optim import Optimizer
 
 FILES = ("config.json", "model.safetensors", "optimizer.safetensors", "state.json")
@@ -137,3 +137,14 @@ def test_a_full_disk_leaves_the_older_checkpoint_and_no_rubbish(
         save(out, model, 6)
     assert [path.name for path in (out / "checkpoints").iterdir()] == ["step-00000003"]
     load(out)
+
+
+def test_the_tokenizer_of_a_checkpoint_is_the_one_of_its_run_and_never_a_neighbours(tmp_path: Path) -> None:
+    run, hub, bare = tmp_path / "run", tmp_path / "hub", tmp_path / "bare"
+    step = run / "checkpoints" / "step-00000001"
+    for folder in (tmp_path / "tokenizer", run / "tokenizer", step, hub, bare):
+        folder.mkdir(parents=True)
+    (hub / "tokenizer.json").write_text("{}")
+    assert tokenizer_of(run) == tokenizer_of(step) == run / "tokenizer"
+    assert tokenizer_of(hub) == hub / "tokenizer.json"
+    assert tokenizer_of(bare) is None

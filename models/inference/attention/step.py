@@ -22,10 +22,13 @@ from torch import Tensor
 
 from seqmill.models.attention import Pattern, Segments
 from seqmill.models.inference.attention.gathered import attend_gathered
+from seqmill.models.inference.attention.let_go import attend_to_means, attend_to_near_sinks
 from seqmill.models.inference.attention.merge import merge
 from seqmill.models.inference.attention.paged import PagedPieces, attend_paged
 from seqmill.models.inference.attention.spans import Span, shared_spans
-from seqmill.models.inference.cache import GONE, CachedSequence, KVCache
+from seqmill.models.inference.cache import GONE, CachedSequence, KVCache, Place
+from seqmill.models.inference.policy import CachePolicy
+from seqmill.models.rotary import rotary_table
 from seqmill.models.transformer import LayerAttention, Model, packed_attention
 
 Int64s = npt.NDArray[np.int64]
@@ -34,6 +37,7 @@ SMALL = 32  # new tokens of a piece that the kernel on pages takes; it reads key
 _MOST_TREE = 64  # tokens of a tree of drafts: its ancestors are bits of a number
 
 _Attended = tuple[Tensor, Tensor]  # out_THE, lse_TH
+_Part = Callable[[int, Place, Tensor, Tensor, Tensor], _Attended]  # of layer, place, q_THE, k_KSE, v_KSE
 
 
 @dataclass(frozen=True, eq=False)
@@ -54,6 +58,11 @@ class Piece:
             depths[index] = depths[parent] + 1 if parent >= 0 else 0
         return depths
 
+    @property
+    def places(self) -> Int64s:
+        """int64[n]: of each token in its sequence; those of a tree may share one."""
+        return self.sequence.length + self.depths
+
     @cached_property
     def ancestors(self) -> npt.NDArray[np.uint64]:
         """uint64[n]: bit j of number i: whether token i sees token j of the piece; for at most 64 tokens."""
@@ -65,14 +74,31 @@ class Piece:
         return seen
 
     @property
+    def is_generated(self) -> bool:
+        """Whether it lies behind the prompt."""
+        return self.sequence.length >= self.sequence.prompt > 0
+
+    @property
+    def shareable(self) -> int:
+        """Positions before it that it sees all of."""
+        return 0 if self.has_members else self.sequence.length
+
+    @property
+    def has_members(self) -> bool:
+        """Whether it is of a prompt whose members do not see each other."""
+        return self.sequence.layout is not None and not self.is_generated
+
+    @property
     def is_fresh(self) -> bool:
         """Whether it is the beginning of its sequence."""
-        return self.sequence.length == 0 and self.parents is None
+        return self.sequence.length == 0 and self.parents is None and not self.has_members
 
     @property
     def is_small(self) -> bool:
         """Whether the kernel on pages takes it."""
-        return not self.is_fresh and len(self.tokens) <= (SMALL if self.parents is None else _MOST_TREE)
+        return not (self.is_fresh or self.has_members) and len(self.tokens) <= (
+            SMALL if self.parents is None else _MOST_TREE
+        )
 
 
 @dataclass(frozen=True, eq=False)
@@ -102,11 +128,10 @@ class Step:
     @cached_property
     def positions(self) -> Int64s:
         """int64[T]: of every row in its sequence."""
-        return np.concatenate([piece.sequence.length + piece.depths for piece in self.pieces])
+        return np.concatenate([piece.sequence.positions(piece.places) for piece in self.pieces])
 
     def _attention(self) -> LayerAttention:
-        cache = self.cache
-        device = self.model.device
+        cache, device = self.cache, self.model.device
         slots = [torch.from_numpy(self._slots(group)).to(device) for group in range(len(cache.groups))]
         known = sum(not piece.is_fresh for piece in self.pieces)
         rows = int(self.first_rows[known])  # of pieces that have something before them
@@ -115,15 +140,19 @@ class Step:
         inside = packed_attention(Segments.of(fresh, device), self.backend, self.model.config) if fresh else None
 
         def attention(layer: int, q_THE: Tensor, k_TKE: Tensor, v_TKE: Tensor) -> Tensor:
-            group, _ = cache.place[layer]
-            cache.write(layer, slots[group], k_TKE, v_TKE)
+            places = cache.places(layer)
             outputs = []
+            for place in places:
+                k_of, v_of = (x if len(places) == 1 else x[:, list(place.heads)] for x in (k_TKE, v_TKE))
+                cache.write(place, slots[place.group], k_of, v_of)
             if rows:
-                keys_values = cache.layer(layer)
-                out_THE, lse_TH = parts[group][0](q_THE[:rows], *keys_values)
-                for part in parts[group][1:]:
-                    out_THE, lse_TH = merge(out_THE, lse_TH, *part(q_THE[:rows], *keys_values))
-                outputs.append(out_THE.to(q_THE.dtype))
+                q_TKGE = q_THE[:rows].unflatten(1, (k_TKE.shape[1], -1))
+                out_TKGE = torch.empty_like(q_TKGE)
+                for place in places:
+                    heads = slice(None) if len(places) == 1 else list(place.heads)
+                    found = _merged(parts[place.group], layer, place, q_TKGE[:, heads].flatten(1, 2), cache)
+                    out_TKGE[:, heads] = found.unflatten(1, (len(place.heads), -1)).to(q_THE.dtype)
+                outputs.append(out_TKGE.flatten(1, 2))
             if inside is not None:
                 outputs.append(inside(layer, q_THE[rows:], k_TKE[rows:], v_TKE[rows:]))
             return outputs[0] if len(outputs) == 1 else torch.cat(outputs)
@@ -139,50 +168,50 @@ class Step:
             ]
         )
 
-    def _parts(self, group: int, known: int) -> list[Callable[[Tensor, Tensor, Tensor], _Attended]]:
-        """What the rows of the first `known` pieces attend to in the layers of a group, in parts to be merged."""
-        if not known:
-            return []
-        cache, pieces = self.cache, self.pieces[:known]
-        size, pattern = cache.page_tokens, cache.groups[group].pattern
+    def _parts(self, group: int, known: int) -> list[_Part]:
+        """What the rows of the first `known` pieces attend to in the heads of a group, in parts to be merged."""
+        pieces, size = self.pieces[:known], self.cache.page_tokens
         spans: list[Span] = []
         begins = np.zeros(known, np.int64)
-        if pattern.window is None:
+        if self.cache.groups[group].sees_all:
             tables = [piece.sequence.tables[group] for piece in pieces]
-            spans, begins = shared_spans(tables, [piece.sequence.length // size for piece in pieces], size)
-        own = self._own(group, pieces, begins * size)
-        return [own, *(self._spanned(span) for span in spans)]
+            spans, begins = shared_spans(tables, [piece.shareable // size for piece in pieces], size)
+        own = self._own(group, pieces, begins * size) if pieces else []
+        return [*own, *(self._spanned(span) for span in spans), *self._let_go(group, pieces)]
 
-    def _own(
-        self, group: int, pieces: Sequence[Piece], begins: Int64s
-    ) -> Callable[[Tensor, Tensor, Tensor], _Attended]:
-        """What each piece attends to from its position `begins` on."""
-        small = sum(piece.is_small for piece in pieces)
-        rows = int(self.first_rows[small])
-        parts: list[Callable[[Tensor, Tensor, Tensor], _Attended]] = []
-        if small:
-            on_host = self.model.device.type == "cpu" and self.cache.keys[group].dtype == torch.float32
-            make = self._paged if on_host else self._gathered
-            parts.append(make(group, pieces[:small], begins[:small], 0))
-        for nth in range(small, len(pieces)):
-            parts.append(self._gathered(group, pieces[nth : nth + 1], begins[nth : nth + 1], nth))
-        bounds = [0, *([rows] if small else []), *self.first_rows[small + 1 : len(pieces) + 1].tolist()]
+    def _own(self, group: int, pieces: Sequence[Piece], begins: Int64s) -> list[_Part]:
+        """What each piece attends to from its position `begins` on: the small ones in one call, or in two where some
+        are read otherwise than others."""
+        on_host = self.model.device.type == "cpu" and self.cache.keys[group].dtype == torch.float32
+        make = self._paged if on_host else self._gathered
+        batches: list[tuple[Callable[..., _Part], int, int]] = []
+        for nth, piece in enumerate(pieces):
+            pattern = self._pattern(group, piece)
+            if piece.is_small and batches and batches[-1][0] == make:
+                before = pieces[nth - 1]
+                if before.is_small and self._pattern(group, before) == pattern:
+                    batches[-1] = (make, batches[-1][1], nth + 1)
+                    continue
+            batches.append((make if piece.is_small else self._gathered, nth, nth + 1))
+        calls = [call(group, pieces[low:high], begins[low:high], low) for call, low, high in batches]
+        bounds = [(int(self.first_rows[low]), int(self.first_rows[high])) for _, low, high in batches]
 
-        def attend(q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+        def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
             found = [
-                part(q_THE[low:high], k_KSE, v_KSE)
-                for part, low, high in zip(parts, bounds[:-1], bounds[1:], strict=True)
+                call(layer, place, q_THE[low:high], k_KSE, v_KSE)
+                for call, (low, high) in zip(calls, bounds, strict=True)
             ]
             if len(found) == 1:
                 return found[0]
             return torch.cat([out for out, _ in found]), torch.cat([lse for _, lse in found])
 
-        return attend
+        return [attend]
 
-    def _paged(
-        self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int
-    ) -> Callable[[Tensor, Tensor, Tensor], _Attended]:
-        size, pattern = self.cache.page_tokens, self.cache.groups[group].pattern
+    def _pattern(self, group: int, piece: Piece) -> Pattern:
+        return self.cache.groups[group].kept(piece.is_generated)
+
+    def _paged(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
+        size, pattern = self.cache.page_tokens, self._pattern(group, pieces[0])
         tables = [piece.sequence.tables[group] for piece in pieces]
         table = np.zeros((len(pieces), max(map(len, tables))), np.int32)
         for row, pages in zip(table, tables, strict=True):
@@ -193,19 +222,17 @@ class Step:
             start=np.array([piece.sequence.length for piece in pieces]),
             begin=begins,
             tables=table,
-            positions=np.concatenate([piece.sequence.length + piece.depths for piece in pieces]),
+            positions=np.concatenate([piece.places for piece in pieces]),
             ancestors=np.concatenate([piece.ancestors for piece in pieces]),
             window=pattern.window,
             sinks=pattern.sinks,
         )
-        return lambda q_THE, k_KSE, v_KSE: attend_paged(q_THE, k_KSE, v_KSE, paged, size)
+        return lambda layer, place, q_THE, k_KSE, v_KSE: attend_paged(q_THE, k_KSE, v_KSE, paged, size)
 
-    def _gathered(
-        self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int
-    ) -> Callable[[Tensor, Tensor, Tensor], _Attended]:
+    def _gathered(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
         """The same with keys side by side; places without a key point to the piece's own first new token."""
         del first
-        pattern, device = self.cache.groups[group].pattern, self.model.device
+        pattern, device = self._pattern(group, pieces[0]), self.model.device
         seen = [self._seen(group, piece, int(begin)) for piece, begin in zip(pieces, begins, strict=True)]
         queries, keys = max(len(piece.tokens) for piece in pieces), max(map(len, seen))
         slot_BL = np.empty((len(pieces), keys), np.int64)
@@ -226,7 +253,8 @@ class Step:
             torch.from_numpy(x).to(device) for x in (slot_BL, mask_BQL, row_BQ, np.concatenate(place_T))
         )
 
-        def attend(q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+        def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+            del layer, place
             k_BLKE, v_BLKE = (x[:, slots_BL].permute(1, 2, 0, 3) for x in (k_KSE, v_KSE))
             out_BQHE, lse_BQH = attend_gathered(q_THE[rows_BQ], k_BLKE, v_BLKE, masks_BQL)
             return out_BQHE.flatten(0, 1)[places_T], lse_BQH.flatten(0, 1)[places_T]
@@ -235,7 +263,7 @@ class Step:
 
     def _seen(self, group: int, piece: Piece, begin: int) -> Int64s:
         """The positions of the cache, from `begin` on, that a token of the piece may see, and then the piece's own."""
-        pattern, length = self.cache.groups[group].pattern, piece.sequence.length
+        pattern, length = self._pattern(group, piece), piece.sequence.length
         cached = np.arange(begin, length)
         if pattern.window is not None:
             cached = cached[(cached > length - pattern.window) | (cached < pattern.sinks)]
@@ -243,7 +271,7 @@ class Step:
             cached = cached[table[cached // self.cache.page_tokens] != GONE]
         return np.concatenate([cached, length + np.arange(len(piece.tokens))])
 
-    def _spanned(self, span: Span) -> Callable[[Tensor, Tensor, Tensor], _Attended]:
+    def _spanned(self, span: Span) -> _Part:
         """All rows of a span's pieces attend to its pages in one product of matrices."""
         size, device = self.cache.page_tokens, self.model.device
         rows = np.concatenate([np.arange(*self.first_rows[[piece, piece + 1]]) for piece in span.pieces])
@@ -252,7 +280,8 @@ class Step:
         rows_R, slots_L = torch.from_numpy(rows).to(device), torch.from_numpy(slots).to(device)
         begin, end = int(slots[0]), int(slots[-1]) + 1
 
-        def attend(q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+        def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+            del layer, place
             k_KLE, v_KLE = (x[:, begin:end] if is_run else x.index_select(1, slots_L) for x in (k_KSE, v_KSE))
             found, found_lse = attend_gathered(
                 q_THE.index_select(0, rows_R)[None], k_KLE.transpose(0, 1)[None], v_KLE.transpose(0, 1)[None]
@@ -263,12 +292,62 @@ class Step:
 
         return attend
 
+    def _let_go(self, group: int, pieces: Sequence[Piece]) -> list[_Part]:
+        """What a policy leaves of positions that it lets go of."""
+        policy, parts = self.cache.groups[group].policy, list[_Part]()
+        if policy is None:
+            return parts
+        generated = [nth for nth, piece in enumerate(pieces) if piece.is_generated]
+        if policy.is_near and policy.sinks and generated:
+            parts.append(self._near_sinks(group, policy, generated))
+        averaged = [nth for nth in generated if group in pieces[nth].sequence.means]
+        if averaged:
+            means = [pieces[nth].sequence.means[group] for nth in averaged]
+            rows_R = torch.from_numpy(self.first_rows[averaged]).to(self.model.device)  # a piece is one token then
+            parts.append(lambda layer, place, q_THE, k_KSE, v_KSE: attend_to_means(place, q_THE, rows_R, means))
+        return parts
+
+    def _near_sinks(self, group: int, policy: CachePolicy, generated: Sequence[int]) -> _Part:
+        """The sinks that lie behind the window of a generated token, at the distance that they would have in a text
+        without what was let go."""
+        config, device = self.model.config, self.model.device
+        pieces = [self.pieces[nth] for nth in generated]
+        counts = [len(piece.tokens) for piece in pieces]
+        rows = np.concatenate([np.arange(*self.first_rows[[nth, nth + 1]]) for nth in generated])
+        positions = np.concatenate([piece.places for piece in pieces])
+        sinks = np.array([np.minimum(np.arange(policy.sinks), piece.sequence.length - 1) for piece in pieces])
+        slots = np.array([self.cache.slots(group, p.sequence, each) for p, each in zip(pieces, sinks, strict=True)])
+        is_behind = positions[:, None] - np.arange(policy.sinks) >= policy.window
+        moved = np.minimum(positions, policy.sinks + policy.window - 1) - positions
+        rows_R, moved_R, slots_RL, mask_RL = (
+            torch.from_numpy(x).to(device) for x in (rows, moved, np.repeat(slots, counts, axis=0), is_behind)
+        )
+        turned = rotary_table(moved_R, config.head_dim, config.rope_theta, config.rope_scaling)
+
+        def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+            del place
+            table = turned if config.has_rotary(layer) else None
+            return attend_to_near_sinks(q_THE, k_KSE, v_KSE, rows_R, slots_RL, mask_RL, table)
+
+        return attend
+
+
+def _merged(parts: Sequence[_Part], layer: int, place: Place, q_THE: Tensor, cache: KVCache) -> Tensor:
+    """out_THE over the keys of all parts."""
+    keys_values = cache.read(place)
+    out_THE, lse_TH = parts[0](layer, place, q_THE, *keys_values)
+    for part in parts[1:]:
+        out_THE, lse_TH = merge(out_THE, lse_TH, *part(layer, place, q_THE, *keys_values))
+    return out_THE
+
 
 def _visible(piece: Piece, places: Int64s, pattern: Pattern) -> npt.NDArray[np.bool_]:
     """bool[n, len(places)]: which of these positions each token of the piece sees; the last n are the piece's own."""
-    count, length = len(piece.tokens), piece.sequence.length
-    known = np.concatenate([places[:-count], length + piece.depths])
-    seen = pattern.visible(torch.from_numpy(length + piece.depths)[:, None], torch.from_numpy(known)).numpy().copy()
+    count = len(piece.tokens)
+    known = np.concatenate([places[:-count], piece.places])
+    seen = pattern.visible(torch.from_numpy(piece.places)[:, None], torch.from_numpy(known)).numpy().copy()
+    if piece.has_members and piece.sequence.layout is not None:
+        seen &= piece.sequence.layout.visible(piece.places, known)
     if piece.parents is not None:
         for index in range(count):
             for other in range(count):

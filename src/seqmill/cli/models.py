@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from seqmill.cli.common import Address, AsJson, ExecutorName, Out, Quiet, print_figures
+from seqmill.cli.common import Address, AsJson, ExecutorName, Inputs, Out, Quiet, Workers, print_figures, stage_of
 from seqmill.errors import UserError
 
 app = typer.Typer()
@@ -15,21 +15,41 @@ app = typer.Typer()
 
 @app.command()
 def train(
-    packed: Annotated[Path, typer.Argument(help="A packed folder.")],
-    out: Out,
-    model: Annotated[str, typer.Option(help="tiny, 124m, 355m, 774m or 1.3b; bytes-0.2m, -0.8m or -3m.")] = "tiny",
-    steps: Annotated[int, typer.Option(help="Updates.")] = 1000,
-    batch_tokens: Annotated[int, typer.Option(help="Room of one update's rows, in tokens.")] = 8192,
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="CONFIG|DIR", help="A packed folder, or a TOML file: packed, out and settings."),
+    ],
+    out: Annotated[Path | None, typer.Option(help="Folder to write, where CONFIG does not tell.")] = None,
+    model: Annotated[
+        str | None,
+        typer.Option(help="tiny, 124m, 355m, 774m or 1.3b; bytes-0.2m, -0.8m or -3m.", show_default="tiny"),
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Updates.", show_default="1000")] = None,
+    batch_tokens: Annotated[
+        int | None, typer.Option(help="Room of one update's rows, in tokens.", show_default="8192")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Peak; default: the model's own.")] = None,
-    optimizer: Annotated[str, typer.Option(help="adamw, or muon for the matrices of the layers.")] = "adamw",
-    schedule: Annotated[str, typer.Option(help="Of the rate after warm-up: cosine, linear or wsd.")] = "cosine",
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw, or muon for the matrices of the layers.", show_default="adamw")
+    ] = None,
+    schedule: Annotated[
+        str | None, typer.Option(help="Of the rate after warm-up: cosine, linear or wsd.", show_default="cosine")
+    ] = None,
     normalisation: Annotated[
-        str, typer.Option(help="Of the loss: token-mean, sample-mean, segment-mean, rank-token-mean or sum.")
-    ] = "token-mean",
-    checkpoint_every: Annotated[int, typer.Option(help="Updates between checkpoints.")] = 100,
-    seed: Annotated[int, typer.Option(help="Of the first weights and the order of rows.")] = 0,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    parallel: Annotated[str, typer.Option(help="Of several ranks: ddp or fsdp.")] = "ddp",
+        str | None,
+        typer.Option(
+            help="Of the loss: token-mean, sample-mean, segment-mean, rank-token-mean or sum.",
+            show_default="token-mean",
+        ),
+    ] = None,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(help="Updates between checkpoints.", show_default="100")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Of the first weights and the order of rows.", show_default="0")
+    ] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.", show_default="auto")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Of several ranks: ddp or fsdp.", show_default="ddp")] = None,
     plan: Annotated[Path | None, typer.Option(help="A file of `seqmill plan`: which rank takes which rows.")] = None,
     settings: Annotated[
         list[str] | None,
@@ -43,12 +63,13 @@ def train(
 ) -> None:
     """Train a model on a packed folder; run the same command again to resume.
 
+    Settings may stand in a TOML file instead; flags win over it, and --set over both.
+
     Several ranks of one machine: torchrun --nproc-per-node 8 -m seqmill train PACKED --out OUT ...
     """
     from seqmill.models.training.ranks import launched_rank
-    from seqmill.pipeline.config import set_value
     from seqmill.pipeline.executors import make_executor
-    from seqmill.pipeline.model_steps import read_train_config, train_model
+    from seqmill.pipeline.model_steps import read_training, train_model
     from seqmill.pipeline.progress import make_progress
     from seqmill.storage import only_writer
 
@@ -57,17 +78,21 @@ def train(
             f"--workers {workers}: torchrun starts the ranks of one machine: torchrun --nproc-per-node {workers} -m "
             "seqmill train ...; or use --executor ray"
         )
-    flags = {"model": model, "steps": steps, "batch_tokens": batch_tokens, "checkpoint_every": checkpoint_every}
+    flags: dict[str, object] = {
+        "model": model,
+        "steps": steps,
+        "batch_tokens": batch_tokens,
+        "checkpoint_every": checkpoint_every,
+    }
     flags |= {"optimizer": optimizer, "schedule": schedule, "normalisation": normalisation, "parallel": parallel}
-    flags |= {"seed": seed, "device": device, "learning_rate": learning_rate, "plan": plan and str(plan)}
+    flags |= {"seed": seed, "device": device, "learning_rate": learning_rate}
+    flags |= {"plan": plan and str(plan), "out": out and str(out)}
     given = {name: value for name, value in flags.items() if value is not None}
-    for setting in settings or []:
-        set_value(given, setting)
-    config = read_train_config(given)
+    training = read_training(source, given, settings or [])
     is_first = launched_rank() == 0
     progress, ranks = make_progress(quiet or not is_first), make_executor(executor, workers, address)
-    with only_writer(out) if is_first else nullcontext():
-        result = train_model(packed, config, out, progress, ranks)
+    with only_writer(training.out) if is_first else nullcontext():
+        result = train_model(training.packed, training.config, training.out, progress, ranks)
     if is_first:
         print_figures("train", result, as_json)
 
@@ -96,6 +121,41 @@ def generate(
 
 
 @app.command()
+def score(
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, one of its checkpoints, or a HF folder.")],
+    inputs: Inputs,
+    out: Out,
+    embed: Annotated[str | None, typer.Option(help="Add embeddings: mean or last hidden state.")] = None,
+    per_token: Annotated[bool, typer.Option(help="Add the log-probability of every token.")] = False,
+    append_eos: Annotated[bool, typer.Option(help="Put the end-of-document id behind every text.")] = True,
+    max_tokens: Annotated[int, typer.Option(help="Tokens of one forward pass; a longer document goes alone.")] = 16384,
+    unit_bytes: Annotated[int, typer.Option(help="Text of one work unit, about, in bytes.")] = 1 << 20,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="Of the weights: float32, bfloat16 or float16.")] = "float32",
+    threads: Annotated[int, typer.Option(help="That each worker computes with, on a processor.")] = 1,
+    executor: ExecutorName = "local",
+    workers: Workers = None,
+    address: Address = None,
+    as_json: AsJson = False,
+    quiet: Quiet = False,
+) -> None:
+    """Score documents or tokens with a trained model: log-probabilities, bits per byte, embeddings."""
+    from seqmill.manifest import MANIFEST
+    from seqmill.pipeline.model_steps import device_for
+    from seqmill.pipeline.score_columns import ScoringConfig
+    from seqmill.pipeline.scoring import score_corpus
+
+    device = device_for(device, executor)
+    config = ScoringConfig(embed, per_token, append_eos, max_tokens, unit_bytes, device, dtype, threads)
+    if device == "cuda" and workers is None:
+        workers = 1  # each worker would put a model of its own on the one device
+    with stage_of("score", out, executor, workers, address, quiet, as_json) as stage:
+        is_folder = len(inputs) == 1 and (Path(inputs[0]) / MANIFEST).is_file()
+        data = Path(inputs[0]).absolute() if is_folder else stage.documents(inputs)
+        stage.manifest = score_corpus(data, checkpoint, config, stage.out, stage.executor, stage.progress)
+
+
+@app.command()
 def export(
     checkpoint: Annotated[Path, typer.Argument(help="A training folder, or one of its checkpoints.")],
     out: Out,
@@ -105,6 +165,18 @@ def export(
     from seqmill.pipeline.model_steps import export_model
 
     print_figures("export", export_model(checkpoint, out), as_json)
+
+
+@app.command("import")
+def import_(
+    file: Annotated[Path, typer.Argument(metavar="FILE.gguf", help="A Llama or Qwen3 of llama.cpp.")],
+    out: Out,
+    as_json: AsJson = False,
+) -> None:
+    """Read a GGUF file once: its model and tokenizer as a folder for generate, score and transformers."""
+    from seqmill.pipeline.model_steps import import_model
+
+    print_figures("import", import_model(file, out), as_json)
 
 
 def _read_prompts(path: Path) -> tuple[str, ...]:

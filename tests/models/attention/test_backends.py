@@ -1,5 +1,8 @@
 """Every backend against one softmax per document and head, and one document against another's changes."""
 
+import gc
+import weakref
+
 import pytest
 import torch
 from hypothesis import example, given, settings
@@ -94,6 +97,21 @@ def test_layers_of_one_pattern_share_what_is_prepared() -> None:
     assert prepare(segments, Pattern(2), "sdpa") is prepare(segments, Pattern(2), "sdpa")
     assert prepare(segments, Pattern(2), "sdpa") is not prepare(segments, FULL, "sdpa")
     assert prepare(Segments.of([3, 4]), FULL, "sdpa") is not prepare(segments, FULL, "sdpa")
+
+
+@pytest.mark.parametrize("pattern", [FULL, Pattern(2)], ids=["full", "window"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_what_is_prepared_goes_with_its_batch(backend: str, pattern: Pattern) -> None:
+    """At once, and not when a collector of cycles comes by: tensors of batches that are done would fill a GPU."""
+    segments = Segments.of([3, 4, 3])
+    prepare(segments, pattern, backend)(*random_qkv(10))
+    alive = weakref.ref(segments.cu_seqlens)
+    gc.disable()
+    try:
+        del segments
+        assert alive() is None
+    finally:
+        gc.enable()
 
 
 def test_every_so_manieth_layer_is_full(config: ModelConfig) -> None:

@@ -143,31 +143,8 @@ def test_tokens_are_drawn_with_their_probabilities() -> None:
     expect(shares(Sampling(0.0)), [0, 1, 0, 0])
 
 
-def test_scores_are_the_log_probabilities_of_the_tokens_that_follow(model: Model, prompts: list[list[int]]) -> None:
-    scores = score(model, prompts)
-    for found, ids in zip(scores, prompts, strict=True):
-        log_p = logits_of(model, ids).log_softmax(-1)
-        expected = np.array([log_p[place, ids[place + 1]].item() for place in range(len(ids) - 1)])
-        assert found.dtype == np.float32
-        np.testing.assert_allclose(found, expected, atol=1e-5, rtol=1e-5)
-    assert np.concatenate(scores).std() > 0.1
-
-
-def test_scores_do_not_depend_on_how_sequences_are_packed(model: Model, prompts: list[list[int]]) -> None:
-    for one, other in zip(score(model, prompts), score(model, prompts, prefill_tokens=9), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-5, rtol=1e-5)
-
-
 def test_nothing_gives_nothing(model: Model) -> None:
     assert generate(model, [], NEW) == []
-    assert score(model, []) == []
-
-
-def test_an_empty_or_foreign_sequence_is_refused_by_its_number(model: Model) -> None:
-    with pytest.raises(UserError, match=r"1 is empty"):
-        score(model, [[1], []])
-    with pytest.raises(UserError, match=r"2 holds the id 100, but the model's vocabulary is 0 \.\. 99"):
-        score(model, [[1], [2], [5, 100, 3]])
 
 
 def test_a_prompt_that_cannot_be_continued_says_why_and_the_others_go_on(

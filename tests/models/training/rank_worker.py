@@ -1,7 +1,8 @@
 """What several ranks do together, one process of torchrun: `python rank_worker.py PACKED OUT`, once for all tests.
 
 OUT/gradients-{ddp,fsdp}.safetensors    of one update of five rows
-OUT/{ddp,fsdp,odd,muon,planned}         runs, as test_ranks.py asks for them
+OUT/compiled-{ddp,fsdp}.safetensors     the same by compiled code, for more than two ranks
+OUT/{ddp,fsdp,odd,muon,planned,shared}  runs, as test_ranks.py asks for them
 OUT/resumed-{ddp,fsdp}                  runs that one rank has begun
 """
 
@@ -16,7 +17,7 @@ from seqmill.models.memory import MemorySettings
 from seqmill.models.training.gradients import accumulate_gradients
 from seqmill.models.training.packed_loss import LossSettings, PackedLoss
 from seqmill.models.training.ranks import PARALLEL, Ranks, joined_ranks
-from seqmill.models.training.sharing import whole
+from seqmill.models.training.sharing import gathered
 from seqmill.models.training.spread import spread
 from seqmill.packing import PackedDataset
 
@@ -45,13 +46,13 @@ def small_model() -> Model:
     return model
 
 
-def gradients(packed: Path, parallel: str, ranks: Ranks) -> dict[str, torch.Tensor]:
+def gradients(packed: Path, parallel: str, ranks: Ranks, compiler: str | None = None) -> dict[str, torch.Tensor]:
     """Of one update of five rows, in micro-batches of a row."""
     model = small_model()
-    loss = spread(PackedLoss(model, LossSettings()), parallel, ranks)
+    loss = spread(PackedLoss(model, LossSettings(compiler=compiler)), parallel, ranks)
     dataset = PackedDataset(packed, batch_rows=5, rank=ranks.rank, world_size=ranks.size)
     accumulate_gradients(loss, dataset.batch_at(0), torch.device("cpu"), 64)
-    return {name: whole(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
+    return {name: gathered(p.grad).clone() for name, p in model.named_parameters() if p.grad is not None}
 
 
 def main(packed: Path, out: Path) -> None:
@@ -63,12 +64,20 @@ def main(packed: Path, out: Path) -> None:
             found = gradients(packed, parallel, ranks)
             if ranks.is_first:
                 save_file(found, out / f"gradients-{parallel}.safetensors")
+            if ranks.size > 2:
+                found = gradients(packed, parallel, ranks, "aot_eager")  # without the C++ compiler
+                if ranks.is_first:
+                    save_file(found, out / f"compiled-{parallel}.safetensors")
         for name, settings in RUNS.items():
             if ranks.size > 2 and name in FOR_TWO:
                 continue
             train(packed, out / name, TrainConfig(**settings))  # type: ignore[arg-type]
-        plan = out / f"plan-{ranks.size}.arrow"
-        train(packed, out / "planned", TrainConfig(**{**SMALL, "batch_tokens": 128 * ranks.size, "plan": str(plan)}))
+        still = {**SMALL, "learning_rate": 1e-12}  # the first weights, in every update
+        planned = {**still, "batch_tokens": 128 * ranks.size, "plan": str(out / f"plan-{ranks.size}.arrow")}
+        train(packed, out / "planned", TrainConfig(**planned))  # type: ignore[arg-type]
+        groups = {**planned, "plan": str(out / f"groups-{ranks.size}.arrow"), "checkpoint_every": 1}
+        groups |= {"parallel": "fsdp", "context_kind": "ulysses"} if ranks.size > 2 else {}
+        train(packed, out / "shared", TrainConfig(**groups))  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":

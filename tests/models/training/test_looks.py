@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import string
 from collections.abc import Callable
 from pathlib import Path
@@ -130,6 +131,25 @@ def test_looks_after_the_last_checkpoint_are_done_again(corpus: Path, looking: T
         assert lines_of(tmp_path / "stopped", name) == lines_of(tmp_path / "straight", name)
 
 
+def test_a_finished_run_is_looked_at_once_where_it_is_asked_for_only_then(
+    corpus: Path, looking: TrainConfig, tmp_path: Path
+) -> None:
+    blind = {"eval_tokens": None, "eval_every": None, "sample_every": None, "traps": None}
+    train(corpus / "packed", tmp_path / "late", dataclasses.replace(looking, **blind))
+    train(corpus / "packed", tmp_path / "seen", looking)
+    log = (tmp_path / "late" / "log.jsonl").read_bytes()
+    told: list[Any] = []
+    held_out = dataclasses.replace(looking, traps=None)
+    assert train(corpus / "packed", tmp_path / "late", held_out, told.append).resumed_from == 6
+    assert [type(record) for record in told] == [EvaluationRecord] + [SampleRecord] * 4
+    for _ in range(2):  # the second time there is nothing left to do
+        train(corpus / "packed", tmp_path / "late", looking)
+        for name in ("eval.jsonl", "samples.jsonl"):
+            last = [line for line in lines_of(tmp_path / "seen", name) if line["step"] == 6]
+            assert lines_of(tmp_path / "late", name) == last
+    assert (tmp_path / "late" / "log.jsonl").read_bytes() == log
+
+
 def test_prompts_are_continued_after_the_last_update_where_nothing_else_is_asked(corpus: Path, tmp_path: Path) -> None:
     config = TrainConfig(shape=SHAPE, steps=2, batch_tokens=512, prompts=("quux", "the"))
     train(corpus / "packed", tmp_path / "run", config)
@@ -162,6 +182,21 @@ def test_held_out_documents_of_another_tokenizer_are_refused(
         train(
             pack_folder([[1, 2, 3]] * 40), tmp_path / "run", dataclasses.replace(bare, injections=None, prompts=("a",))
         )
+
+
+def test_weights_that_learned_other_tokens_are_refused_though_they_are_as_many(corpus: Path, tmp_path: Path) -> None:
+    config = TrainConfig(shape=SHAPE, steps=1, batch_tokens=512)
+    train(corpus / "packed", tmp_path / "first", config)
+    begun = dataclasses.replace(config, init=str(tmp_path / "first"))
+    train(corpus / "packed", tmp_path / "second", begun)
+    other = shutil.copytree(corpus / "packed", tmp_path / "other")
+    manifest = json.loads((other / "manifest.json").read_text())
+    manifest["tokenizer"]["fingerprint"] = "0" * 64
+    (other / "manifest.json").write_text(json.dumps(manifest))
+    with pytest.raises(UserError, match=r"init = .*first: the tokenizer of its model .* \(0{16}\).*first/tokenizer$"):
+        train(other, tmp_path / "third", begun)
+    shutil.rmtree(tmp_path / "first" / "tokenizer")  # then nothing is known of it
+    assert train(other, tmp_path / "third", begun).steps == 1
 
 
 def test_a_prompt_without_a_token_is_refused_before_the_first_update(corpus: Path, tmp_path: Path) -> None:

@@ -18,11 +18,12 @@ from seqmill.errors import UserError
 from seqmill.models import Model, TrainConfig, train
 from seqmill.models.attention import Segments
 from seqmill.models.checkpoint import newest_checkpoint
+from seqmill.models.memory import MemorySettings
 from seqmill.models.training.ranks import ALONE
-from seqmill.packing import PackedDataset, PlanSettings, plan_steps, read_row_sizes, save_step_plan
+from seqmill.packing import PackedDataset, PlanSettings, load_step_plan, plan_steps, read_row_sizes, save_step_plan
 from seqmill.packing.costs import CostModel
 
-from .rank_worker import FOR_TWO, RUNS, SMALL, gradients
+from .rank_worker import FOR_TWO, RUNS, SHAPE, SMALL, gradients
 
 WORKER = Path(__file__).with_name("rank_worker.py")
 
@@ -63,11 +64,11 @@ def together(request: pytest.FixtureRequest, packed: Path, tmp_path_factory: pyt
     ranks, out = request.param, tmp_path_factory.mktemp("together")
     for name in ("resumed-ddp", "resumed-fsdp"):
         begin_alone(packed, out, name)
-    sizes, settings = read_row_sizes(packed), PlanSettings(ranks, rows=2)
-    plan = plan_steps(
-        sizes, CostModel(1.0, 64.0, 0.0, 0.0, "FLOP"), settings, PackedDataset(packed).state_dict()["fingerprint"]
-    )
-    save_step_plan(out / f"plan-{ranks}.arrow", plan)
+    sizes, fingerprint = read_row_sizes(packed), PackedDataset(packed).state_dict()["fingerprint"]
+    costs = CostModel(1.0, 64.0, 0.0, 0.0, "FLOP", per_exchanged_token=10.0)  # some rows are shared, and some are not
+    for name, strategy in (("plan", "columns"), ("groups", "groups")):
+        settings = PlanSettings(ranks, rows=2, strategy=strategy)
+        save_step_plan(out / f"{name}-{ranks}.arrow", plan_steps(sizes, costs, settings, fingerprint))
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(ranks)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     subprocess.run([*torchrun, str(WORKER), str(packed), str(out)], env=environment, check=True)
@@ -75,8 +76,13 @@ def together(request: pytest.FixtureRequest, packed: Path, tmp_path_factory: pyt
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
-def test_gradients_are_those_of_one_rank(together: Path, packed: Path, parallel: str) -> None:
-    found = load_file(together / f"gradients-{parallel}.safetensors")
+@pytest.mark.parametrize("code", ["gradients", "compiled"])
+def test_gradients_are_those_of_one_rank(together: Path, packed: Path, parallel: str, code: str) -> None:
+    path = together / f"{code}-{parallel}.safetensors"
+    if not path.exists():
+        assert code == "compiled"
+        pytest.skip("four ranks show it")
+    found = load_file(path)
     expected = gradients(packed, parallel, ALONE)
     assert found.keys() == expected.keys()
     for name, gradient in expected.items():
@@ -121,22 +127,49 @@ def test_another_number_of_ranks_goes_on_in_the_same_row_order(
     assert log_of(back)[-1]["loss"] == pytest.approx(straight[-1]["loss"], rel=1e-5)
 
 
-def test_a_plan_tells_the_rows_of_every_update(together: Path, packed: Path) -> None:
-    """The rows of all ranks are those of the plan: their targets, and the loss of the first weights on them."""
-    (plan,) = together.glob("plan-*.arrow")
-    ranks, seed = int(plan.stem.split("-")[1]), SMALL["seed"]
-    log = log_of(together / "planned")
+@pytest.mark.parametrize(("run", "name"), [("planned", "plan"), ("shared", "groups")])
+def test_a_plan_tells_the_rows_of_every_update(together: Path, packed: Path, run: str, name: str) -> None:
+    """The rows of all ranks are those of the plan, each once: their targets, and the loss and the gradient of the first
+    weights on them."""
+    (path,) = together.glob(f"{name}-*.arrow")
+    ranks, plan, seed = int(path.stem.split("-")[1]), load_step_plan(path), SMALL["seed"]
+    datasets = [
+        PackedDataset(packed, rank=rank, world_size=ranks, plan=plan, seed=seed, epochs=None) for rank in range(ranks)
+    ]
+    model, targets_before, sharers = Model(settings_of("ddp").model_config(100), seed=seed), 0, set()
+    log = log_of(together / run)
     assert len(log) == SMALL["steps"]
-    planned = {"world_size": ranks, "plan": plan, "seed": seed, "epochs": None}
-    datasets = [PackedDataset(packed, rank=rank, **planned) for rank in range(ranks)]
-    targets = [sum(dataset.batch_at(step)["n_loss_tokens"] for dataset in datasets) for step in range(len(log))]
-    assert [line["tokens"] for line in log] == np.cumsum(targets).tolist()
-    model = Model(settings_of("ddp").model_config(100), seed=seed)
-    nats = 0.0
-    for batch in (dataset.batch_at(0) for dataset in datasets):
-        hidden = model(batch["input_ids"], batch["position_ids"], Segments.of(batch["cu_seqlens"].diff().tolist()))
-        nats += F.cross_entropy(model.logits(hidden), batch["targets"], reduction="sum").item()
-    assert log[0]["loss"] == pytest.approx(nats / targets[0], rel=1e-5)
+    for step, line in enumerate(log):
+        batches = [dataset.batch_at(step) for dataset in datasets]
+        sharers |= {count for batch in batches for count in batch["slot_ranks"][:, 1].tolist()}
+        rows = [datasets[0].row(row) for row in sorted({row for batch in batches for row in batch["row_ids"].tolist()})]
+        targets, nats = sum(row["n_loss_tokens"] for row in rows), torch.zeros(())
+        for row in rows:
+            hidden = model(row["input_ids"], row["position_ids"], Segments.of(row["cu_seqlens"].diff().tolist()))
+            nats = nats + F.cross_entropy(model.logits(hidden), row["targets"], reduction="sum")
+        model.zero_grad()
+        (nats / targets).backward()  # type: ignore[no-untyped-call]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in model.parameters() if p.grad is not None])
+        assert line["tokens"] == targets_before + targets
+        assert line["loss"] == pytest.approx(nats.item() / targets, rel=1e-5)
+        assert line["grad_norm"] == pytest.approx(norm.item(), rel=1e-5)
+        targets_before += targets
+    assert sharers == ({1, 2} if name == "groups" else {1})
+
+
+def test_a_plan_whose_rows_are_shared_excludes_what_shares_them_otherwise(
+    together: Path, packed: Path, tmp_path: Path
+) -> None:
+    (plan,) = together.glob("groups-*.arrow")
+    ranks = int(plan.stem.split("-")[1])
+    settings = {**SMALL, "batch_tokens": 128 * ranks, "plan": str(plan)}
+    for changes, message in (
+        ({"normalisation": "rank-token-mean"}, "rank-token-mean.*has ranks share rows"),
+        ({"shape": {**SHAPE, "window": 4}}, "context_kind = 'ring'.*use 'ulysses'"),
+        ({"memory": MemorySettings(stream_chunk=8)}, "a streamed layer has all tokens of its row"),
+    ):
+        with pytest.raises(UserError, match=message):
+            train(packed, tmp_path / "run", TrainConfig(**{**settings, **changes}))  # type: ignore[arg-type]
 
 
 def test_a_plan_for_other_ranks_or_rows_is_refused(together: Path, packed: Path, tmp_path: Path) -> None:

@@ -21,13 +21,17 @@ def losses(out: Path) -> list[float]:
 def test_two_workers_of_ray_take_the_updates_of_one_rank(
     packed: Path, tmp_path: Path, seqmill: Callable[..., Any]
 ) -> None:
-    done = seqmill("train", packed, "--out", "one", *SETTINGS, "--json", "--quiet", cwd=tmp_path)
-    by_ray = ("--executor", "ray", "--workers", 2, "--quiet")
-    found = seqmill("train", packed, "--out", "two", *SETTINGS, *by_ray, "--json", cwd=tmp_path)
+    seqmill("train", packed, "--out", "zero", *SETTINGS, "--steps", 1, "--quiet", cwd=tmp_path)
+    begun = (*SETTINGS, "--set", "init=zero")  # a relative path, which workers have to find
+    done = seqmill("train", packed, "--out", "one", *begun, "--json", "--quiet", cwd=tmp_path)
+    by_ray = ("--executor", "ray", "--workers", 2)
+    found = seqmill("train", packed, "--out", "two", *begun, *by_ray, "--json", cwd=tmp_path)
     expected, result = json.loads(done.stdout), json.loads(found.stdout)
     assert result["tokens_seen"] == expected["tokens_seen"]
     assert losses(tmp_path / "two") == pytest.approx(losses(tmp_path / "one"), rel=1e-5)
     assert not (tmp_path / "two" / "ray").exists()
+    (told,) = [line for line in found.stderr.splitlines() if line.startswith("train: 4/4 in ")]
+    assert f"loss {losses(tmp_path / 'two')[-1]:.3f}" in told
     assert json.loads((tmp_path / "two" / "train.json").read_text())["runs"]["ranks"] == 2
 
 

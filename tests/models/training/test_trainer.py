@@ -271,7 +271,14 @@ def test_a_run_begins_with_the_weights_of_another_where_asked(packed: Path, tmp_
     shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000010")
     shutil.move(tmp_path / "first", tmp_path / "elsewhere")
     assert train(packed, tmp_path / "second", more).resumed_from == 5  # which needs the first run no more
+    moved = dataclasses.replace(more, init=str(tmp_path / "elsewhere"))
+    shutil.rmtree(tmp_path / "second" / "checkpoints" / "step-00000010")
+    assert train(packed, tmp_path / "second", moved).resumed_from == 5
     shutil.move(tmp_path / "elsewhere", tmp_path / "first")
+    train(packed, tmp_path / "other", SMALL)
+    for init in (str(tmp_path / "other"), None):
+        with pytest.raises(UserError, match=r"weights of init was [0-9a-f]{32}, now .*another --out"):
+            train(packed, tmp_path / "second", dataclasses.replace(more, init=init))
     wider = dataclasses.replace(more, shape={**SHAPE, "ffn_dim": 128})
     with pytest.raises(
         UserError, match=r"init = .*first: its model has ffn_dim 96, not 128; choose the model and shape"

@@ -112,8 +112,9 @@ def test_the_kernel_on_pages_and_gathered_keys_see_what_each_token_may_see(
     q = random(sum(new), config.heads, config.head_dim)
     begins = np.zeros(len(pieces), np.int64)
     for layer in range(config.layers):
-        k, v = cache.layer(layer)
-        results = [make(0, pieces, begins, 0)(q, k, v) for make in (step._paged, step._gathered)]
+        place = cache.places(layer)[0]
+        k, v = cache.read(place)
+        results = [make(0, pieces, begins, 0)(layer, place, q, k, v) for make in (step._paged, step._gathered)]
         row = 0
         for piece, length, count in zip(pieces, lengths, new, strict=True):
             own = [
