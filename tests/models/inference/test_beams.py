@@ -151,7 +151,7 @@ def recomputed(model: Model, prompt: list[int], how: BeamSettings) -> list[Beam]
                     candidates.append((augmented + log_p - cost, total + log_p, (*tokens, token)))
             candidates.sort(reverse=True)
             chosen_here = []
-            next_live = []
+            next_live: list[tuple[float, float, tuple[int, ...]]] = []
             for place, (augmented, total, tokens) in enumerate(candidates):
                 is_stop, is_last = tokens[-1] in how.stop_ids, length == how.max_new_tokens
                 if place < how.width and (is_stop or is_last):
@@ -214,7 +214,7 @@ def test_groups_differ_the_more_the_more_diversity_costs(small: Model) -> None:
     ids=["one prompt", "three", "all", "a small cache"],
 )
 def test_pages_come_back_as_hypotheses_die_and_all_in_the_end(
-    variants: dict[str, int], settings: EngineSettings, prompts_at_once: range
+    variants: dict[str, Any], settings: EngineSettings, prompts_at_once: range
 ) -> None:
     """And neither the pages nor what is done at once changes what is found."""
     model = sharp(replace(SMALL, **variants))
