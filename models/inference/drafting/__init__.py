@@ -13,26 +13,28 @@ are worth proposing.
 
 from collections.abc import Callable, Mapping
 
-from seqmill.models.inference.drafting.copying import CopySource
 from seqmill.models.inference.drafting.drafter import NO_DRAFT, Draft, Drafter, DraftSource
-from seqmill.models.inference.drafting.recycling import RecycleSource
-from seqmill.models.inference.drafting.suffixes import SuffixSource
 from seqmill.models.inference.drafting.throttle import Throttle
 
-DRAFTERS: Mapping[str, Callable[[], DraftSource]] = {
-    "copy": CopySource,
-    "recycle": RecycleSource,
-    "suffix": SuffixSource,
-}
 
-__all__ = [
-    "DRAFTERS",
-    "NO_DRAFT",
-    "CopySource",
-    "Draft",
-    "DraftSource",
-    "Drafter",
-    "RecycleSource",
-    "SuffixSource",
-    "Throttle",
-]
+def _copying() -> DraftSource:
+    from seqmill.models.inference.drafting.copying import CopySource
+
+    return CopySource()
+
+
+def _recycling() -> DraftSource:
+    from seqmill.models.inference.drafting.recycling import RecycleSource  # here: it brings numba along
+
+    return RecycleSource()
+
+
+def _suffixes() -> DraftSource:
+    from seqmill.models.inference.drafting.suffixes import SuffixSource  # here: it brings numba along
+
+    return SuffixSource()
+
+
+DRAFTERS: Mapping[str, Callable[[], DraftSource]] = {"copy": _copying, "recycle": _recycling, "suffix": _suffixes}
+
+__all__ = ["DRAFTERS", "NO_DRAFT", "Draft", "DraftSource", "Drafter", "Throttle"]

@@ -3,7 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from seqmill.errors import UserError
-from seqmill.models.inference.drafting import CopySource, copying
+from seqmill.models.inference.drafting import copying
+from seqmill.models.inference.drafting.copying import CopySource
 
 
 def copied(tokens, most, gammas):

@@ -2,8 +2,7 @@ import numpy as np
 from hypothesis import given
 from hypothesis import strategies as st
 
-from seqmill.models.inference.drafting import RecycleSource
-from seqmill.models.inference.drafting.recycling import HITS, TOP_K, TREE, tree_shape
+from seqmill.models.inference.drafting.recycling import HITS, TOP_K, TREE, RecycleSource, tree_shape
 from speculation import pairs
 
 

@@ -5,8 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from seqmill.errors import UserError
-from seqmill.models.inference.drafting import SuffixSource
-from seqmill.models.inference.drafting.suffixes import CONTEXT, DEPTH, WIDEST
+from seqmill.models.inference.drafting.suffixes import CONTEXT, DEPTH, WIDEST, SuffixSource
 from speculation import check, decode, language, pairs
 
 tokens = st.lists(st.integers(0, 3), max_size=30)
