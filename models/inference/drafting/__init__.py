@@ -7,7 +7,8 @@
     drafter.close()
 
 `copy` looks back in the request (CopySpec), `recycle` remembers the candidates of earlier picks (Token Recycling),
-`suffix` counts what followed in the request and in all closed ones (SuffixDecoding).
+`suffix` counts what followed in the request and in all closed ones (SuffixDecoding). `Throttle` says how many tokens
+are worth proposing.
 """
 
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from seqmill.models.inference.drafting.copying import CopySource
 from seqmill.models.inference.drafting.drafter import NO_DRAFT, Draft, Drafter, DraftSource
 from seqmill.models.inference.drafting.recycling import RecycleSource
 from seqmill.models.inference.drafting.suffixes import SuffixSource
+from seqmill.models.inference.drafting.throttle import Throttle
 
 DRAFTERS: Mapping[str, Callable[[], DraftSource]] = {
     "copy": CopySource,
@@ -32,4 +34,5 @@ __all__ = [
     "Drafter",
     "RecycleSource",
     "SuffixSource",
+    "Throttle",
 ]
