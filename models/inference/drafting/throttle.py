@@ -94,7 +94,7 @@ class RequestThrottle:
         best = best_length(round(self.acceptance, 2), max(0.1, round(self.shape, 1)), float(f"{token_cost:.2g}"), most)
         if best == 0 and self.idle >= self.pause:
             best = min(1, most)
-        return best if best * token_cost <= self.account else int(self.account / token_cost)
+        return best if best * token_cost <= self.account else max(0, int(self.account / token_cost))
 
     def record(self, draft: Draft, accepted: int, token_cost: float) -> None:
         """A pass was made, with a draft (or none) of which so many tokens were accepted."""

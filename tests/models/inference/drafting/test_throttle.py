@@ -125,6 +125,12 @@ def test_the_best_length_is_the_one_with_the_most_tokens_per_cost(chance, token_
     assert rates[best] == pytest.approx(max(rates))
 
 
+def test_a_request_that_overdrew_its_account_proposes_nothing():
+    request = Throttle().open()
+    request.record(Draft.chain(range(30)), 0, 0.1)  # an engine that proposed more than it was told
+    assert request.limit(0.1) == 0
+
+
 def test_levels_below_one_count_as_one():
     assert expected_accepted(0.5, 0.2) == expected_accepted(0.5, 1) == 0.5
     assert expected_accepted(0.5, 0) == 0
