@@ -170,38 +170,48 @@ def _check_together(
     Raises:
         UserError: they are not.
     """
-    memory, context = config.memory, config.context_parallel
+    memory = config.memory
+    memory.require_possible(device, layer_patterns(model))
+    _check_sharing(config, ranks, is_planned=plan is not None and bool((plan.group > 1).any()), model=model)
+    if model.experts and (config.balance or config.router_z) and (memory.mlp_tile or memory.stream_chunk):
+        raise UserError(
+            "memory.mlp_tile and memory.stream_chunk compute layers without a graph, through which the balancing loss "
+            "of experts has no gradient; use memory.checkpoint, or set balance = 0 and router_z = 0"
+        )
+
+
+def _check_sharing(config: TrainConfig, ranks: Ranks, is_planned: bool, model: ModelConfig) -> None:
+    """Whether ranks can share rows as they are asked to, by the settings or (`is_planned`) by the plan.
+
+    Raises:
+        UserError: they cannot.
+    """
+    context = config.context_parallel
     if ranks.size % context:
         raise UserError(
             f"context_parallel = {context}, and {ranks.size} ranks cannot be divided into such groups; start a "
             f"multiple of {context} ranks, by torchrun or --workers"
         )
-    memory.require_possible(device, layer_patterns(model))
-    is_shared = plan is not None and bool((plan.group > 1).any())
-    if is_shared and context > 1:
+    if is_planned and context > 1:
         raise UserError(
             f"context_parallel = {context}, and {config.plan} tells itself which ranks share a row (strategy groups); "
             "leave context_parallel out, or plan with another strategy"
         )
-    if is_shared and config.normalisation == "rank-token-mean":
+    if is_planned and config.normalisation == "rank-token-mean":
         raise UserError(
             f"normalisation = 'rank-token-mean' takes a mean over the tokens of each rank, and {config.plan} has ranks "
             "share rows (strategy groups); use another normalisation, or plan with another strategy"
         )
-    is_shared = is_shared or context > 1
-    if model.window is not None and is_shared and config.context_kind == "ring":
+    if not (is_planned or context > 1):
+        return
+    if model.window is not None and config.context_kind == "ring":
         raise UserError(
             "context_kind = 'ring' shows tokens all of their document, and the model has a window; use 'ulysses'"
         )
-    if is_shared and memory.stream_chunk:
+    if config.memory.stream_chunk:
         raise UserError(
-            f"memory.stream_chunk = {memory.stream_chunk}: a streamed layer has all tokens of its row, and ranks share "
-            "rows (context_parallel, or a plan of strategy groups); use memory.checkpoint instead"
-        )
-    if model.experts and (config.balance or config.router_z) and (memory.mlp_tile or memory.stream_chunk):
-        raise UserError(
-            "memory.mlp_tile and memory.stream_chunk compute layers without a graph, through which the balancing loss "
-            "of experts has no gradient; use memory.checkpoint, or set balance = 0 and router_z = 0"
+            f"memory.stream_chunk = {config.memory.stream_chunk}: a streamed layer has all tokens of its row, and "
+            "ranks share rows (context_parallel, or a plan of strategy groups); use memory.checkpoint instead"
         )
 
 

@@ -24,7 +24,7 @@ from seqmill.packing import PackedDataset
 
 CPU = torch.device("cpu")
 TRACED = "aot_eager"  # torch's own tracing and gradients, without the C++ compiler: seconds instead of a minute
-LAYOUTS = ([64, 64], [100, 20, 5], [1] * 128, [30, 3, 60, 29])  # up to 128 tokens, and more than 112
+LAYOUTS = ([64, 64], [100, 20, 5], [2] * 60, [30, 3, 60, 29])  # up to 128 tokens, and more than 112
 SHAPE = {"dim": 32, "layers": 2, "heads": 4, "kv_heads": 2, "head_dim": 8, "ffn_dim": 48}
 
 
@@ -60,55 +60,46 @@ def update(model: Model, batch: dict[str, Any], most: int, **settings: Any) -> t
     return found, gradients
 
 
-def assert_same_update(model: Model, batch: dict[str, Any], most: int, **settings: Any) -> None:
+def assert_same_update(model: Model, batch: dict[str, Any], most: int, **settings: Any) -> UpdateLoss:
+    """Compiled code finds the loss and the gradients of plain code; its loss is returned."""
     compiled, gradients = update(model, batch, most, compiler=TRACED, **settings)
     plain, expected = update(model, batch, most, **settings)
-    assert compiled.places > plain.places == plain.tokens
     for name in ("objective", "mean", "nats"):
         assert getattr(compiled, name) == pytest.approx(getattr(plain, name), rel=1e-6)
     assert (compiled.tokens, compiled.squares, compiled.targets) == (plain.tokens, plain.squares, plain.targets)
     largest = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, gradient in expected.items():
-        assert gradient.abs().max() > 1e-6 * largest, name
+        assert gradient.any(), name
         torch.testing.assert_close(gradients[name], gradient, rtol=1e-5, atol=1e-6 * largest)
+    return compiled
 
 
 def test_four_layouts_of_documents_are_one_graph_for_each_half_of_a_layer_and_the_loss(model: Model) -> None:
     for lengths in LAYOUTS:
-        update(model, batch_of(lengths), 128, compiler=TRACED)
+        found = assert_same_update(model, batch_of(lengths), 128)
+        assert (found.tokens, found.places) == (sum(lengths), 128)
         assert graphs() == 3
 
 
-def test_padded_and_compiled_updates_are_those_of_plain_code(model: Model, packed: Path) -> None:
-    dataset = PackedDataset(packed, batch_rows=5, seed=0)
-    for step in range(2):
-        assert_same_update(model, dataset.batch_at(step), 128)
+def test_a_size_is_compiled_once_whatever_comes_between(model: Model) -> None:
+    for last in (3, 1):  # micro-batches of 30, 29, 31 and 32 tokens, and this one
+        found = assert_same_update(model, batch_of([20, 10, 29, 30, 1, 32, last]), 32)
+        assert found.places == 4 * 32 + 4
+        assert graphs() == 2 * 3
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"memory": MemorySettings(checkpoint="layer")},
-        {"memory": MemorySettings(checkpoint="keep-attention")},
-        {"dtype": torch.bfloat16},
-    ],
-    ids=["checkpoint", "keep attention", "bfloat16"],
-)
-def test_checkpoints_and_half_precision_compile_too(model: Model, settings: dict[str, Any]) -> None:
-    assert_same_update(model, batch_of(LAYOUTS[1]), 128, **settings)
+def test_checkpoints_and_half_precision_compile_too(model: Model) -> None:
+    for checkpoint in ("layer", "keep-attention"):
+        assert_same_update(model, batch_of(LAYOUTS[1]), 128, memory=MemorySettings(checkpoint=checkpoint))
     assert graphs() == 3
+    assert_same_update(model, batch_of(LAYOUTS[1]), 128, dtype=torch.bfloat16)
+    assert graphs() == 6
 
 
 def test_layers_with_and_without_rotary_turn_have_a_graph_each(config: ModelConfig) -> None:
     model = Model(dataclasses.replace(config, layers=4, nope_every=2, qk_norm=True), seed=1)
     assert_same_update(model, batch_of(LAYOUTS[3]), 128)
     assert graphs() == 4
-
-
-def test_a_size_is_compiled_once_whatever_comes_between(model: Model) -> None:
-    for tokens in (3, 17, 120, 9, 32, 128, 16, 25):
-        update(model, batch_of([tokens - 1, 1]), 128, compiler=TRACED)
-    assert graphs() == 3 * len({16, 32, 128})
 
 
 @given(tokens=st.integers(1, 5000), most=st.integers(1, 5000))
