@@ -20,16 +20,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor
 
 from seqmill.errors import UserError, as_user_error
 from seqmill.manifest import MANIFEST, OutputFile, open_manifest, write_manifest
 from seqmill.models.config import ModelConfig
-from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface
+from seqmill.models.huggingface import huggingface_weights, is_huggingface, load_huggingface, write_tensors
 from seqmill.models.training.optim import Optimizer
 from seqmill.models.transformer import Model
-from seqmill.storage import TEMPORARY_SUFFIX, atomic_path, fingerprint, hash_file, read_json, write_json
+from seqmill.storage import TEMPORARY_SUFFIX, fingerprint, hash_file, read_json, write_json
 
 KIND = "checkpoint"
 CHECKPOINTS = "checkpoints"  # the folder of a run that holds them
@@ -67,6 +67,8 @@ def load(path: Path | str, device: str = "cpu", dtype: str = "float32") -> Model
     Raises:
         UserError: there is no checkpoint, it is damaged, or another program wrote it.
     """
+    if Path(path).suffix == ".gguf" and Path(path).is_file():
+        raise UserError(f"{path}: a GGUF file is read once: `seqmill import {path} --out DIR`, then name DIR")
     if dtype not in DTYPES:
         raise UserError(f"dtype = {dtype!r}: there is no such type here; choose one of {', '.join(DTYPES)}")
     require_device(device)
@@ -208,8 +210,8 @@ def save_checkpoint(out: Path, config: ModelConfig, tensors: Snapshot, state: Tr
         _delete(temporary)
         temporary.mkdir(parents=True)
         write_json(temporary / CONFIG, config.to_json())
-        _write_tensors(temporary / WEIGHTS, tensors.weights)
-        _write_tensors(temporary / OPTIMIZER, tensors.moments)
+        write_tensors(temporary / WEIGHTS, tensors.weights)
+        write_tensors(temporary / OPTIMIZER, tensors.moments)
         write_json(temporary / STATE, asdict(state))
         files = [OutputFile.of(temporary, name, rows=1) for name in (CONFIG, WEIGHTS, OPTIMIZER, STATE)]
         write_manifest(temporary, KIND, files)
@@ -327,14 +329,6 @@ def _copy_weights(
                 f"{tuple(parameter.shape)}; the two do not belong together"
             )
         put(parameter, tensors[name])
-
-
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    with atomic_path(path) as temporary:
-        temporary.touch()
-        mode = temporary.stat().st_mode  # as the umask has it; safetensors leaves its files to their owner alone
-        save_file(dict(tensors), temporary)
-        temporary.chmod(mode)
 
 
 def _publish(temporary: Path, final: Path) -> None:

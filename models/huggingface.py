@@ -132,9 +132,17 @@ def export_huggingface(model: Model, out: Path | str) -> None:
         )
     out.mkdir(parents=True, exist_ok=True)
     tensors = {name: place.detach().contiguous().cpu() for name, place in _places(model)}
-    with atomic_path(out / WEIGHTS) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
+    write_tensors(out / WEIGHTS, tensors, {"format": "pt"})
     write_json(out / CONFIG, config_to_huggingface(model.config, str(model.head_weight.dtype).removeprefix("torch.")))
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write a safetensors file, whole or not at all."""
+    with atomic_path(path) as temporary:
+        temporary.touch()
+        mode = temporary.stat().st_mode  # as the umask has it; safetensors leaves its files to their owner alone
+        save_file(dict(tensors), temporary, metadata)
+        temporary.chmod(mode)
 
 
 def config_from_huggingface(values: Mapping[str, Any], source: str) -> ModelConfig:

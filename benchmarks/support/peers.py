@@ -26,6 +26,7 @@ PACKERS = ("trl", "lightbinpack")
 LOADERS = ("litdata", "mosaicml-streaming", "datasets")
 DECODERS = ("transformers",)
 TRAINERS = ("transformers",)
+GENERATORS = ("transformers",)
 OUR_OWN = (
     "gigatoken",
     "tokenizers",
@@ -56,11 +57,13 @@ class Answer:
 @dataclass(frozen=True)
 class System:
     """One implementation behind benchmarks/peers/TASKS_NAME.py; the tasks are told by protocol.py, tokens.py,
-    sequences.py, batches.py, steps.py and updates.py."""
+    sequences.py, batches.py, steps.py, updates.py and prompts.py."""
 
     name: str
     python: Path
-    tasks: str = "run"  # of deduplication; "encode", "plan", "read", "step", "train": of the kinds of systems above
+    tasks: str = (
+        "run"  # of deduplication; "encode", "plan", "read", "step", "train", "prefill": of the kinds of systems above
+    )
     one_core: bool = True  # whether threads are held to one
 
     def ask(self, folder: Path, task: str, *arguments: object) -> Answer:

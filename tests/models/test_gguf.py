@@ -166,6 +166,19 @@ def test_the_folder_carries_its_tokenizer_and_the_end_of_its_texts(tmp_path: Pat
     assert model.sample([prompt], 30, 0.0, 0) == [whole]
 
 
+def test_the_command_line_imports_a_model_and_goes_on_from_a_text(seqmill: Callable[..., Any], tmp_path: Path) -> None:
+    path = write(tmp_path / "model.gguf", made())
+    figures = json.loads(seqmill("import", path, "--out", "out", "--json", cwd=tmp_path).stdout)
+    assert (figures["family"], figures["tokenizer"]) == ("llama", "out/tokenizer.json")
+    modes = {each.stat().st_mode for each in (tmp_path / "out").iterdir()}
+    assert len(modes) == 1  # weights are as readable as the rest
+    (tmp_path / "prompts.txt").write_text("ab c")
+    told = seqmill("generate", "out", "--prompts", "prompts.txt", "--max-new-tokens", "3", "--json", cwd=tmp_path)
+    assert json.loads(told.stdout)["samples"][0]["prompt"] == "ab c"
+    with pytest.raises(UserError, match="a GGUF file is read once: `seqmill import"):
+        load(path)
+
+
 def test_frequencies_of_llama3_are_recognised(tmp_path: Path) -> None:
     scaling = RopeScaling("llama3", 32.0, 1.0, 4.0, 8192)
     factors = rotary_frequencies(32, 5e4) / rotary_frequencies(32, 5e4, scaling)

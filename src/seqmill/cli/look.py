@@ -59,7 +59,9 @@ def bench(
     cases: Annotated[str | None, typer.Option(help="Only these cases, with commas between.")] = None,
     data: Annotated[Path | None, typer.Option(help="Documents to run on; default: examples/corpus.")] = None,
     truth: Annotated[Path | None, typer.Option(help="A folder of pairs known to be duplicates or not.")] = None,
-    documents: Annotated[int | None, typer.Option(help="The most documents that a scaling case goes to.")] = None,
+    documents: Annotated[
+        int | None, typer.Option(help="The most documents that a scaling case goes to, or prompts.")
+    ] = None,
     peers: Annotated[str | None, typer.Option(help="Only these peers, with commas between.")] = None,
     ranks: Annotated[Path | None, typer.Option(help="A tokenizer to encode with as well, such as *.tiktoken.")] = None,
     dna: Annotated[Path | None, typer.Option(help="FASTA for k-mers; default: random bases.")] = None,
@@ -69,7 +71,7 @@ def bench(
     minutes: Annotated[float | None, typer.Option(help="About how long an experiment trains.")] = None,
     seeds: Annotated[int | None, typer.Option(help="Models that an experiment trains of each arm.")] = None,
     device: Annotated[str | None, typer.Option(help="Where an experiment trains: cpu or cuda.")] = None,
-    model: Annotated[str | None, typer.Option(help="A preset of `seqmill train` to measure with.")] = None,
+    model: Annotated[str | None, typer.Option(help="A preset of `seqmill train` to measure with, or a folder.")] = None,
     out: Annotated[Path | None, typer.Option(help="A folder for an experiment's table and plot.")] = None,
     as_json: AsJson = False,
 ) -> None:
