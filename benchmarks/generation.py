@@ -7,8 +7,8 @@
 
 The model is a preset with random weights and a BPE of its own, or a folder with a model and a tokenizer; random weights
 say how fast, but repeat themselves, so drafts are measured with a trained model. On the CPU one thread works, seconds
-are those of the processor, and ways take turns; what is told of two ways is the median over the turns. The tokens of all
-ways are compared.
+are those of the processor, and ways take turns; what is told of two ways is the median over the turns. The tokens of
+all ways are compared.
 """
 
 import tempfile
@@ -151,9 +151,7 @@ CASES: Mapping[str, Callable[[Bench, str, list[str]], Iterator[Row]]] = {
 }
 
 
-def _drafted(
-    bench: Bench, prompts: Sequence[Ids], sampling: Sampling, shown: str, notes: list[str]
-) -> Iterator[Row]:
+def _drafted(bench: Bench, prompts: Sequence[Ids], sampling: Sampling, shown: str, notes: list[str]) -> Iterator[Row]:
     room = _room(prompts, NEW)
     ways = {
         draft or "none": EngineSettings(max_batch=AT_ONCE, cache_tokens=room, draft=draft)

@@ -33,7 +33,7 @@ from seqmill.models.inference.verify import accepted_path
 from seqmill.models.transformer import Model
 
 MAX_BATCH = 64  # most sequences that live at once
-PREFILL_TOKENS = 16_384  # most prompt tokens of one forward pass
+PREFILL_TOKENS = 4096  # most prompt tokens of one forward pass
 CACHE_TOKENS = 65_536
 PAGE_TOKENS = 32
 
@@ -108,9 +108,10 @@ class Engine:
         pages = None
         if settings.cache_tokens is None:
             groups = groups_of(model.config, settings.policy)
-            needs = np.array([_pages_needed(each, groups, settings) for each in requests], np.int64).reshape(
-                -1, len(groups)
-            )
+            needs = np.array(
+                [_pages_needed(each, groups, settings, MOST_DRAFTED if settings.draft else 0) for each in requests],
+                np.int64,
+            ).reshape(-1, len(groups))
             pages = np.sort(needs, axis=0)[-settings.max_batch :].sum(axis=0).tolist()
         return cls(model, settings, decode=decode, pages=pages)
 
@@ -139,15 +140,16 @@ class Engine:
         if policy is not None:
             policy.check(model.config)
         self._groups = groups_of(model.config, policy)
+        if drafts is None and self.settings.draft is not None:
+            drafts = DRAFTERS[self.settings.draft]()
+        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
+        self._drafted = MOST_DRAFTED if drafts is not None else 0
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
         counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
         self._cache = KVCache(model.config, counts, size, model.device, dtype, policy)
         self._backend = choose_backend("auto", model.device, dtype, layer_patterns(model.config))
         sees_all = len(self._groups) == 1 and self._groups[0].sees_all
         self._prefixes = PrefixCache(self._cache.pools[0], size) if self.settings.prefix_cache and sees_all else None
-        if drafts is None and self.settings.draft is not None:
-            drafts = DRAFTERS[self.settings.draft]()
-        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
         self._waiting: deque[tuple[int, Request]] = deque()
         self._live: list[Live] = []
         self._done: dict[int, list[GeneratedSequence | None]] = {}
@@ -172,7 +174,9 @@ class Engine:
         request = self._with_members_in_order(request)
         if request.stop_texts and self._decode is None:
             raise UserError("stop_texts need `decode`: the engine has ids only")
-        for pages, pool in zip(_pages_needed(request, self._groups, self.settings), self._cache.pools, strict=True):
+        for pages, pool in zip(
+            _pages_needed(request, self._groups, self.settings, self._drafted), self._cache.pools, strict=True
+        ):
             if pages > len(pool):
                 tokens = len(request.prompt) + request.samples * request.max_new_tokens
                 raise UserError(
@@ -241,7 +245,8 @@ class Engine:
     def _pages_of_settings(self, group: Group) -> int:
         settings = self.settings
         tokens = settings.cache_tokens or CACHE_TOKENS
-        at_once = group.pages_at_once(tokens, tokens, _most_at_once(settings), settings.page_tokens)
+        largest = max(settings.prefill_tokens, 1 + self._drafted)
+        at_once = group.pages_at_once(tokens, tokens, largest, settings.page_tokens)
         return min(tokens // settings.page_tokens, settings.max_batch * at_once)
 
     def _continued(self) -> list[tuple[Live, Piece]]:
@@ -259,11 +264,14 @@ class Engine:
 
     def _prompts(self) -> list[tuple[Live, Piece]]:
         """What the budget of this step lets in of prompts: those that have begun, then waiting ones."""
-        pieces = []
+        pieces = list[tuple[Live, Piece]]()
         budget = self.settings.prefill_tokens
         begun = deque(live for live in self._live if live.is_prompt)
         while budget and (begun or self._admit()):
             live = begun.popleft() if begun else self._live[-1]
+            left = len(live.request.prompt) - live.scheduled
+            if pieces and left > budget:
+                break  # a whole prompt in the next step is faster than two parts, of which one reads the other's keys
             ids = live.request.prompt[live.scheduled : live.scheduled + budget]
             piece = Piece(live.sequence, np.array(ids, np.int64))
             self._reserve(live, len(ids))
@@ -286,7 +294,7 @@ class Engine:
         ):
             return False
         known = self._prefixes.find(request.prompt) if self._prefixes is not None and not request.members else []
-        need = _pages_needed(request, self._groups, self.settings)
+        need = _pages_needed(request, self._groups, self.settings, self._drafted)
         need[0] -= len(known)
         for g, pool in enumerate(self._cache.pools):
             promised = sum(max(0, each.need[g] - each.sequence.taken[g]) for each in self._live)
@@ -369,7 +377,7 @@ class Engine:
     def _forks(self, live: Live) -> list[Live]:
         """The other samples of a request whose prompt is done, which begin with the same pages."""
         shared = len(live.request.prompt) // self.settings.page_tokens
-        whole = _pages_needed(live.request, self._groups, self.settings)
+        whole = _pages_needed(live.request, self._groups, self.settings, self._drafted)
         made = []
         for sample in range(1, live.request.samples):
             draws = request_draws(live.request.seed, live.request.place, len(live.draws), sample)
@@ -443,15 +451,16 @@ class Engine:
         self.statistics.most_pages = [max(pair) for pair in zip(before, used, strict=True)]
 
 
-def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings) -> list[int]:
-    """Of each group of layers: the most pages that a request holds at one time."""
+def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings, drafted: int) -> list[int]:
+    """Of each group of heads: the most pages that a request holds at one time, with so many drafted tokens."""
     prompt, size = len(request.prompt), settings.page_tokens
     total = prompt + request.max_new_tokens
     shared = prompt // size  # by all samples, where layers see all
+    at_once = max(min(prompt, settings.prefill_tokens), min(1 + drafted, request.max_new_tokens))
     return [
         shared + request.samples * (-(-total // size) - shared)
         if group.sees_all
-        else request.samples * group.pages_at_once(prompt, total, _most_at_once(settings), size)
+        else request.samples * group.pages_at_once(prompt, total, at_once, size)
         for group in groups
     ]
 
@@ -460,8 +469,3 @@ def _parents(draft: Draft) -> np.ndarray | None:
     """int64[1 + n] of a piece: the last known token, and the draft behind it; None for a chain."""
     parents = np.array([-1, *(draft.parents + 1)], np.int64)
     return None if (parents == np.arange(-1, len(draft))).all() else parents
-
-
-def _most_at_once(settings: EngineSettings) -> int:
-    """Tokens that a sequence gets in one step at most."""
-    return max(settings.prefill_tokens, 1 + MOST_DRAFTED)

@@ -42,3 +42,24 @@ def attend_gathered(
     out_BQHE = out_BKXE.unflatten(2, (queries, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)
     lse_BQH = lse_BKX.unflatten(2, (queries, -1)).permute(0, 2, 1, 3).flatten(2)
     return out_BQHE, lse_BQH
+
+
+def attend_fused(q_QHE: Tensor, k_LKE: Tensor, v_LKE: Tensor, is_causal: bool) -> tuple[Tensor, Tensor]:
+    """One piece that sees all of its keys, or as many as it has queries causally, without holding the scores.
+
+    On a processor in float32 torch has such a kernel that tells the log-sum-exps; elsewhere `attend_gathered` serves.
+
+    Returns:
+        out_QHE and lse_QH, float32.
+    """
+    if q_QHE.is_cuda or q_QHE.dtype != torch.float32:
+        mask_QL = torch.ones(len(q_QHE), len(k_LKE), dtype=torch.bool, device=q_QHE.device)
+        mask_1QL = mask_QL.tril()[None] if is_causal else None
+        out_1QHE, lse_1QH = attend_gathered(q_QHE[None], k_LKE[None], v_LKE[None], mask_1QL)
+        return out_1QHE[0], lse_1QH[0]
+    group = q_QHE.shape[1] // k_LKE.shape[1]
+    k_LHE, v_LHE = (x.repeat_interleave(group, dim=1) for x in (k_LKE, v_LKE))
+    q_1HQE, k_1HLE, v_1HLE = (x.transpose(0, 1)[None] for x in (q_QHE, k_LHE, v_LHE))
+    kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    out_1HQE, lse_1HQ = kernel(q_1HQE, k_1HLE, v_1HLE, 0.0, is_causal)
+    return out_1HQE[0].transpose(0, 1), lse_1HQ[0].transpose(0, 1)

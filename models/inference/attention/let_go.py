@@ -30,7 +30,7 @@ def attend_to_near_sinks(
     q_RHE = rotate(q_RHE, turned) if turned is not None else q_RHE
     k_RLKE, v_RLKE = (x[:, slots_RL].permute(1, 2, 0, 3) for x in (k_KSE, v_KSE))
     out, lse = attend_gathered(q_RHE[:, None], k_RLKE, v_RLKE, mask_RL[:, None])
-    return _spread(q_THE, rows_R, out[:, 0], lse[:, 0])
+    return spread(q_THE, rows_R, out[:, 0], lse[:, 0])
 
 
 def attend_to_means(place: Place, q_THE: Tensor, rows_R: Tensor, means: Sequence[Mean]) -> tuple[Tensor, Tensor]:
@@ -46,10 +46,10 @@ def attend_to_means(place: Place, q_THE: Tensor, rows_R: Tensor, means: Sequence
     q_RHE = q_THE.index_select(0, rows_R).float()
     score_RH = (q_RHE * key_RKE.repeat_interleave(group, 1)).sum(-1) * q_THE.shape[-1] ** -0.5
     lse_RH = score_RH + counts_R.log()[:, None]
-    return _spread(q_THE, rows_R, value_RKE.repeat_interleave(group, 1), lse_RH)
+    return spread(q_THE, rows_R, value_RKE.repeat_interleave(group, 1), lse_RH)
 
 
-def _spread(q_THE: Tensor, rows_R: Tensor, out_RHE: Tensor, lse_RH: Tensor) -> tuple[Tensor, Tensor]:
+def spread(q_THE: Tensor, rows_R: Tensor, out_RHE: Tensor, lse_RH: Tensor) -> tuple[Tensor, Tensor]:
     """The same among all rows; the others see nothing of it."""
     out_THE = torch.zeros(q_THE.shape, dtype=torch.float32, device=q_THE.device).index_copy_(0, rows_R, out_RHE)
     lse_TH = torch.full(q_THE.shape[:2], -torch.inf, device=q_THE.device).index_copy_(0, rows_R, lse_RH)

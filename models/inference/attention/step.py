@@ -20,9 +20,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from seqmill.models.attention import Pattern, Segments
-from seqmill.models.inference.attention.gathered import attend_gathered
-from seqmill.models.inference.attention.let_go import attend_to_means, attend_to_near_sinks
+from seqmill.models.attention import FULL, Pattern, Segments
+from seqmill.models.inference.attention.gathered import attend_fused, attend_gathered
+from seqmill.models.inference.attention.let_go import attend_to_means, attend_to_near_sinks, spread
 from seqmill.models.inference.attention.merge import merge
 from seqmill.models.inference.attention.spans import Span, shared_spans
 from seqmill.models.inference.cache import GONE, CachedSequence, KVCache, Place
@@ -191,7 +191,8 @@ class Step:
                 if before.is_small and self._pattern(group, before) == pattern:
                     batches[-1] = (make, batches[-1][1], nth + 1)
                     continue
-            batches.append((make if piece.is_small else self._gathered, nth, nth + 1))
+            is_plain = pattern == FULL and not piece.has_members and piece.parents is None
+            batches.append((make if piece.is_small else self._long if is_plain else self._gathered, nth, nth + 1))
         calls = [call(group, pieces[low:high], begins[low:high], low) for call, low, high in batches]
         bounds = [(int(self.first_rows[low]), int(self.first_rows[high])) for _, low, high in batches]
 
@@ -229,6 +230,25 @@ class Step:
             sinks=pattern.sinks,
         )
         return lambda layer, place, q_THE, k_KSE, v_KSE: attend_paged(q_THE, k_KSE, v_KSE, paged, size)
+
+    def _long(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
+        """One piece of many tokens: all that is cached, and then its own, causally."""
+        del first
+        (piece,), (begin,) = pieces, begins.tolist()
+        cached = torch.from_numpy(self.cache.slots(group, piece.sequence, np.arange(begin, piece.sequence.length)))
+        own = torch.from_numpy(self.cache.slots(group, piece.sequence, piece.places))
+        cached_L, own_L = cached.to(self.model.device), own.to(self.model.device)
+
+        def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
+            del layer, place
+            k_TKE, v_TKE = (x.index_select(1, own_L).transpose(0, 1) for x in (k_KSE, v_KSE))
+            out_THE, lse_TH = attend_fused(q_THE, k_TKE, v_TKE, is_causal=True)
+            if not len(cached_L):
+                return out_THE, lse_TH
+            k_LKE, v_LKE = (x.index_select(1, cached_L).transpose(0, 1) for x in (k_KSE, v_KSE))
+            return merge(out_THE, lse_TH, *attend_fused(q_THE, k_LKE, v_LKE, is_causal=False))
+
+        return attend
 
     def _gathered(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
         """The same with keys side by side; places without a key point to the piece's own first new token."""
@@ -284,12 +304,10 @@ class Step:
         def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
             del layer, place
             k_KLE, v_KLE = (x[:, begin:end] if is_run else x.index_select(1, slots_L) for x in (k_KSE, v_KSE))
-            found, found_lse = attend_gathered(
-                q_THE.index_select(0, rows_R)[None], k_KLE.transpose(0, 1)[None], v_KLE.transpose(0, 1)[None]
+            q_RHE = q_THE.index_select(0, rows_R)
+            return spread(
+                q_THE, rows_R, *attend_fused(q_RHE, k_KLE.transpose(0, 1), v_KLE.transpose(0, 1), is_causal=False)
             )
-            out_THE = torch.zeros(q_THE.shape, dtype=torch.float32, device=device).index_copy_(0, rows_R, found[0])
-            lse_TH = torch.full(q_THE.shape[:2], -torch.inf, device=device).index_copy_(0, rows_R, found_lse[0])
-            return out_THE, lse_TH
 
         return attend
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from seqmill.models import Model, ModelConfig
 from seqmill.models.attention import Pattern
-from seqmill.models.inference.attention.gathered import attend_gathered
+from seqmill.models.inference.attention.gathered import attend_fused, attend_gathered
 from seqmill.models.inference.attention.merge import merge
 from seqmill.models.inference.attention.spans import shared_spans
 from seqmill.models.inference.attention.step import Piece, Step
@@ -54,6 +54,19 @@ def test_queries_in_parts_attend_as_all_of_them_at_once(monkeypatch: pytest.Monk
     monkeypatch.setattr("seqmill.models.inference.attention.gathered._MOST_SCORES", 2 * 4 * 9 * 3)
     for expected, each in zip(whole, (mask, None), strict=True):
         torch.testing.assert_close(attend_gathered(q, k, v, each), expected)
+
+
+@pytest.mark.parametrize(
+    ("queries", "keys", "is_causal"), [(7, 7, True), (5, 11, False), (300, 300, True), (1, 1, True)]
+)
+def test_a_fused_part_is_the_gathered_one(queries: int, keys: int, is_causal: bool) -> None:
+    q, k, v = random(queries, 6, 8), random(keys, 3, 8), random(keys, 3, 8, seed=1)
+    mask = torch.ones(1, queries, keys, dtype=torch.bool)
+    expected = attend_gathered(q[None], k[None], v[None], mask.tril() if is_causal else mask)
+    for found, each in zip(attend_fused(q, k, v, is_causal), expected, strict=True):
+        torch.testing.assert_close(found, each[0], atol=1e-6, rtol=1e-5)
+    halves = attend_fused(*(x.bfloat16() for x in (q, k, v)), is_causal)
+    torch.testing.assert_close(halves[0], expected[0][0], atol=0.05, rtol=0.05)
 
 
 @pytest.mark.parametrize("cuts", [[0, 11], [0, 4, 11], [0, 1, 2, 11], [0, 0, 11, 11]])
