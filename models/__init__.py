@@ -16,7 +16,9 @@ from seqmill.models.inference.embedding import embed
 from seqmill.models.inference.engine import Engine, EngineSettings
 from seqmill.models.inference.generate import generate
 from seqmill.models.inference.hypotheses import Beam
+from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.requests import GeneratedSequence, Request
+from seqmill.models.inference.retrieval_heads import retrieval_heads
 from seqmill.models.inference.sampling import Sampling
 from seqmill.models.inference.scoring import score
 from seqmill.models.isolation import Isolation, check_isolation
@@ -29,6 +31,7 @@ from seqmill.models.vocabulary import extend_vocabulary
 __all__ = [
     "PRESETS",
     "Beam",
+    "CachePolicy",
     "Engine",
     "EngineSettings",
     "GeneratedSequence",
@@ -46,6 +49,7 @@ __all__ = [
     "extend_vocabulary",
     "generate",
     "load",
+    "retrieval_heads",
     "score",
     "train",
 ]

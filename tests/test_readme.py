@@ -177,6 +177,7 @@ def test_the_python_examples_run(
     run_here("seqmill export runs/demo/train --out hub")
     exec(generating, names)
     assert [len(sequence.tokens) for sequence in names["sequences"]] <= [8, 8]
+    assert [len(sequence.tokens) for sequence in names["both"]] == [8, 8]
 
 
 def test_datasets_maps_a_shard(demo: str, workplace: Path) -> None:

@@ -140,6 +140,8 @@ def generate(
             print(f"seqmill: {sample['error']}", file=sys.stderr)
     if out is not None:
         write_samples(found, out)
+        failed = sum(sample["error"] is not None for sample in found)
+        print_figures("generate", {"samples": len(found), "failed": failed, "out": str(out)}, as_json)
     elif as_json:
         print(json.dumps({"samples": found}, ensure_ascii=False))
     else:
