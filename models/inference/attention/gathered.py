@@ -57,9 +57,14 @@ def attend_fused(q_QHE: Tensor, k_LKE: Tensor, v_LKE: Tensor, is_causal: bool) -
         mask_1QL = mask_QL.tril()[None] if is_causal else None
         out_1QHE, lse_1QH = attend_gathered(q_QHE[None], k_LKE[None], v_LKE[None], mask_1QL)
         return out_1QHE[0], lse_1QH[0]
-    group = q_QHE.shape[1] // k_LKE.shape[1]
-    k_LHE, v_LHE = (x.repeat_interleave(group, dim=1) for x in (k_LKE, v_LKE))
-    q_1HQE, k_1HLE, v_1HLE = (x.transpose(0, 1)[None] for x in (q_QHE, k_LHE, v_LHE))
+    queries, group = len(q_QHE), q_QHE.shape[1] // k_LKE.shape[1]
+    if is_causal:
+        q_HXE = q_QHE.transpose(0, 1)
+        k_LKE, v_LKE = (x.repeat_interleave(group, dim=1) for x in (k_LKE, v_LKE))
+    else:  # all query heads of a key-value head are so many more queries of it: nothing is repeated
+        q_HXE = q_QHE.unflatten(1, (-1, group)).permute(1, 2, 0, 3).flatten(1, 2)
+    k_1HLE, v_1HLE = (x.transpose(0, 1)[None] for x in (k_LKE, v_LKE))
     kernel = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
-    out_1HQE, lse_1HQ = kernel(q_1HQE, k_1HLE, v_1HLE, 0.0, is_causal)
-    return out_1HQE[0].transpose(0, 1), lse_1HQ[0].transpose(0, 1)
+    out_1HXE, lse_1HX = kernel(q_HXE[None], k_1HLE, v_1HLE, 0.0, is_causal)
+    out_HQE, lse_HQ = out_1HXE[0].reshape(-1, queries, q_QHE.shape[2]), lse_1HX[0].reshape(-1, queries)
+    return out_HQE.transpose(0, 1), lse_HQ.transpose(0, 1)
