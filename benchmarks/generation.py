@@ -34,7 +34,7 @@ from .support.rows import Row, row
 
 TURNS = 3
 PROMPTS = {"cpu": 64, "cuda": 256}
-PREFIX, OWN, BEHIND = 1024, 48, 16  # tokens of the shared-prefix case
+PREFIX, OWN, BEHIND = 1024, 48, 40  # tokens of the shared-prefix case; the last prompt begins some steps late
 EDITED, NEW = 384, 96  # tokens of a text that is gone on with, and behind it
 AT_ONCE = 4  # sequences that drafts are measured with: many at a time fill a pass by themselves
 SEED = 1
@@ -48,6 +48,7 @@ class Turn:
 
     first: float  # seconds up to the last first token
     behind: float  # seconds after that
+    step: float  # seconds of a step that gives every sequence a token and reads no prompt; the median
     tokens: list[tuple[int, ...]]
     per_pass: float  # tokens that a sequence got in a pass behind its prompt
 
@@ -127,7 +128,7 @@ def shared_prefix(bench: Bench, shown: str, notes: list[str]) -> Iterator[Row]:
         max_batch=bench.count, cache_tokens=_room(prompts, BEHIND), prefix_cache=False
     )
     turns = _take_turns(bench.model, prompts, BEHIND, Sampling(), ways, shown, notes)
-    for part, of in (("prompts", lambda turn: turn.first), ("tokens behind", lambda turn: turn.behind)):
+    for part, of in (("prompts", lambda turn: turn.first), ("a token of each behind", lambda turn: turn.step)):
         yield from _rows(f"{shown}: {part}", turns, of, "for every prompt")
 
 
@@ -205,19 +206,23 @@ def _turn(model: Model, prompts: Sequence[Ids], new: int, sampling: Sampling, se
     clock = time.process_time if model.device.type == "cpu" else time.perf_counter
     first = behind = 0.0
     passes = 0
+    full: list[float] = []
     begun: set[int] = set()
     while engine.busy:
         began = clock()
         events = engine.step()
-        if any(event.token is not None and event.request not in begun for event in events) or not events:
-            first += clock() - began
+        seconds = clock() - began
+        given = [event.request for event in events if event.token is not None]
+        if not given or not begun.issuperset(given):
+            first += seconds
         else:
-            behind += clock() - began
-            passes += len({event.request for event in events if event.token is not None})
-        begun |= {event.request for event in events}
+            behind += seconds
+            passes += len(set(given))
+            full += [seconds] * (len(set(given)) == len(prompts))
+        begun.update(given)
     tokens = [(engine.results(number) or [])[0].tokens for number in numbers]
     per_pass = (sum(map(len, tokens)) - len(tokens)) / max(1, passes)
-    return Turn(first, behind, tokens, per_pass)
+    return Turn(first, behind, median(full or [0.0]), tokens, per_pass)
 
 
 def _room(prompts: Sequence[Ids], new: int) -> int:

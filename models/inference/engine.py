@@ -467,5 +467,7 @@ def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSet
 
 def _parents(draft: Draft) -> np.ndarray | None:
     """int64[1 + n] of a piece: the last known token, and the draft behind it; None for a chain."""
+    if not len(draft):
+        return None
     parents = np.array([-1, *(draft.parents + 1)], np.int64)
     return None if (parents == np.arange(-1, len(draft))).all() else parents

@@ -35,6 +35,8 @@ Int64s = npt.NDArray[np.int64]
 SMALL = 32  # new tokens of a piece that the kernel on pages takes; it reads keys once for all of them
 _MOST_TREE = 64  # tokens of a tree of drafts: its ancestors are bits of a number
 
+_FIRST, _ITSELF = np.zeros(1, np.int64), np.ones(1, np.uint64)  # of a single token, the usual piece
+
 _Attended = tuple[Tensor, Tensor]  # out_THE, lse_TH
 _Part = Callable[[int, Place, Tensor, Tensor, Tensor], _Attended]  # of layer, place, q_THE, k_KSE, v_KSE
 
@@ -50,6 +52,8 @@ class Piece:
     @cached_property
     def depths(self) -> Int64s:
         """int64[n]: the position of each token behind the cached ones."""
+        if len(self.tokens) == 1:
+            return _FIRST
         if self.parents is None:
             return np.arange(len(self.tokens))
         depths = np.zeros(len(self.tokens), np.int64)
@@ -65,6 +69,8 @@ class Piece:
     @cached_property
     def ancestors(self) -> npt.NDArray[np.uint64]:
         """uint64[n]: bit j of number i: whether token i sees token j of the piece; for at most 64 tokens."""
+        if len(self.tokens) == 1:
+            return _ITSELF
         seen = np.zeros(len(self.tokens), np.uint64)
         for index in range(len(self.tokens)):
             parent = index - 1 if self.parents is None else int(self.parents[index])
