@@ -62,7 +62,7 @@ def _longest_matches(
     slots = np.empty(STRETCH + 1, np.uint32)  # strings of a piece lie from its first byte's place on
     most = STRETCH // PIECE + min(STRETCH, len(offsets)) + 1
     starts, stops, limits = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    document, place, out = 0, offsets[0], 0
+    document, place, out = 0, offsets[0], np.int64(0)
     while document < len(offsets) - 1:
         origin, last = place, document
         pieces, start = 0, place
@@ -119,7 +119,7 @@ def _join(
         ids[write] = value & np.uint64(ID_MASK)
         write += np.uint64(1)
         true += value >> np.uint64(ID_BITS)
-    return int(true), int(write)
+    return np.int64(true), np.int64(write)  # with `int` both would be unsigned, and the caller's places floats
 
 
 @numba.njit(nogil=True, cache=True)
