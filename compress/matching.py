@@ -36,7 +36,8 @@ def longest_matches(
     Returns:
         ids of all documents, and their offsets int64[documents + 1] into them, from 0.
     """
-    offsets = np.ascontiguousarray(offsets, np.int64)
+    data, offsets = data.view(), np.ascontiguousarray(offsets, np.int64).view()
+    data.flags.writeable = offsets.flags.writeable = False  # the kernel is compiled anew for arrays that can be written
     ids: list[np.ndarray] = [np.empty(0, id_type)]
     ends, first = [np.zeros(1, np.int64)], 0
     while first < len(offsets) - 1:  # some documents at a time: a byte a string is the worst there is, a fifth is usual
@@ -102,7 +103,7 @@ def _join(
     place: int,
     ids: np.ndarray,
     out: int,
-) -> tuple[int, int]:
+) -> tuple[np.int64, np.int64]:
     """Write the ids from `place` to the end of a piece; returns the place reached and the ids written so far."""
     true, found, end = np.uint64(place), np.uint64(start), np.uint64(stop)
     write, read = np.uint64(out), np.uint64(start - origin)
