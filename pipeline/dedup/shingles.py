@@ -228,7 +228,7 @@ def runs_of(
     units: np.ndarray,
     block: np.ndarray,
     out: np.ndarray,
-) -> tuple[int, int]:
+) -> tuple[int, np.int64]:
     """Write the hashes of all runs of `ngram` units of one document into `out` uint64[>= bytes + 1].
 
     Returns:
