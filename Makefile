@@ -8,9 +8,10 @@ BIN := .venv/bin
 demo: .venv/demo.stamp
 	$(BIN)/seqmill run examples/demo.toml
 
-# One thread per test process: OpenMP threads of two processes on two cores wait for each other.
+# One thread per test process: OpenMP threads of two processes on two cores wait for each other. Byte code is kept even
+# where the environment forbids it: the processes that tests start would all compile the sources anew.
 test: .venv/dev.stamp
-	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 $(BIN)/pytest -m "not gpu and not wide" -n 2 --dist loadgroup
+	OMP_NUM_THREADS=1 PYTHONSAFEPATH=1 PYTHONDONTWRITEBYTECODE= $(BIN)/pytest -m "not gpu and not wide" -n 2 --dist loadgroup
 
 lint: .venv/dev.stamp
 	$(BIN)/ruff check .

@@ -36,7 +36,8 @@ def longest_matches(
     Returns:
         ids of all documents, and their offsets int64[documents + 1] into them, from 0.
     """
-    offsets = np.ascontiguousarray(offsets, np.int64)
+    data, offsets = data.view(), np.ascontiguousarray(offsets, np.int64).view()
+    data.flags.writeable = offsets.flags.writeable = False  # the kernel is compiled anew for arrays that can be written
     ids: list[np.ndarray] = [np.empty(0, id_type)]
     ends, first = [np.zeros(1, np.int64)], 0
     while first < len(offsets) - 1:  # some documents at a time: a byte a string is the worst there is, a fifth is usual
@@ -62,7 +63,7 @@ def _longest_matches(
     slots = np.empty(STRETCH + 1, np.uint32)  # strings of a piece lie from its first byte's place on
     most = STRETCH // PIECE + min(STRETCH, len(offsets)) + 1
     starts, stops, limits = np.empty(most, np.int64), np.empty(most, np.int64), np.empty(most, np.int64)
-    document, place, out = 0, offsets[0], 0
+    document, place, out = 0, offsets[0], np.int64(0)
     while document < len(offsets) - 1:
         origin, last = place, document
         pieces, start = 0, place
@@ -102,7 +103,7 @@ def _join(
     place: int,
     ids: np.ndarray,
     out: int,
-) -> tuple[int, int]:
+) -> tuple[np.int64, np.int64]:
     """Write the ids from `place` to the end of a piece; returns the place reached and the ids written so far."""
     true, found, end = np.uint64(place), np.uint64(start), np.uint64(stop)
     write, read = np.uint64(out), np.uint64(start - origin)
@@ -119,7 +120,7 @@ def _join(
         ids[write] = value & np.uint64(ID_MASK)
         write += np.uint64(1)
         true += value >> np.uint64(ID_BITS)
-    return int(true), int(write)
+    return np.int64(true), np.int64(write)  # with `int` both would be unsigned, and the caller's places floats
 
 
 @numba.njit(nogil=True, cache=True)

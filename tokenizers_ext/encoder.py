@@ -77,10 +77,14 @@ def as_large_binary(texts: pa.Array) -> pa.LargeBinaryArray:
 
 
 def offsets_and_bytes(texts: pa.LargeBinaryArray) -> tuple[np.ndarray, np.ndarray]:
-    """Views of a binary column's buffers: offsets int64[documents + 1] into bytes uint8[...]. Slices are respected."""
+    """Views of a binary column's buffers: offsets int64[documents + 1] into bytes uint8[...]. Slices are respected.
+
+    Neither can be written to, whoever made the buffers: kernels are compiled anew for arrays that can.
+    """
     _, offsets_buffer, data_buffer = texts.buffers()
     offsets = np.frombuffer(offsets_buffer, np.int64)[texts.offset : texts.offset + len(texts) + 1]
     data = np.frombuffer(data_buffer, np.uint8) if data_buffer else np.empty(0, np.uint8)
+    offsets.flags.writeable = data.flags.writeable = False
     return offsets, data
 
 

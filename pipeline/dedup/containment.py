@@ -9,7 +9,7 @@ The order of runs and where they stand do not count; a run is one 64-bit hash.
 import numba
 import numpy as np
 
-from seqmill.pipeline.dedup.shingles import BUFFER, next_shingles, runs_of
+from seqmill.pipeline.dedup.shingles import BUFFER, WORDS, next_shingles, runs_of
 
 EMPTY = np.int64(-1)
 
@@ -37,7 +37,7 @@ def run_sets(
     hashes = np.empty(offsets[documents] - offsets[0] + documents, np.uint64)
     ends = np.zeros(documents + 1, np.int64)
     for d in range(documents):
-        count, _ = runs_of(data, offsets[d], offsets[d + 1], kind, folded, 0, ngram, units, block, runs)
+        count, _ = runs_of(data, offsets[d], offsets[d + 1], kind, folded, WORDS, ngram, units, block, runs)
         distinct = np.unique(runs[:count])
         ends[d + 1] = ends[d] + len(distinct)
         hashes[ends[d] : ends[d + 1]] = distinct
@@ -93,9 +93,11 @@ def best_contained(
     touched = np.empty(len(totals), np.int64)
     last_slot = len(slots) - 1
     for d in range(documents):
-        at, carried, touches = offsets[d], 0, 0
+        at, carried, touches = offsets[d], np.int64(0), 0
         while at < offsets[d + 1]:
-            count, at, carried = next_shingles(data, at, offsets[d + 1], kind, folded, 0, ngram, units, carried, block)
+            count, at, carried = next_shingles(
+                data, at, offsets[d + 1], kind, folded, WORDS, ngram, units, carried, block
+            )
             for k in range(count):
                 slot = np.int64(block[k] & np.uint64(last_slot))
                 while slots[slot] != EMPTY and runs[slots[slot]] != block[k]:

@@ -16,6 +16,7 @@ from seqmill.pipeline.dedup.characters import ALONE, DIGIT, POINT, SKIP, SPACE, 
 
 BLOCK = 16  # bytes looked at together
 BUFFER = 4096  # units on their way from text to shingles
+WORDS = np.int64(0)  # the mode of `runs_of` whose units are words
 
 # Odd 64-bit constants: the golden ratio, and the multipliers of the splitmix64 finaliser (Steele, Lea, Flood 2014).
 _GOLDEN = np.uint64(0x9E3779B97F4A7C15)
@@ -227,13 +228,13 @@ def runs_of(
     units: np.ndarray,
     block: np.ndarray,
     out: np.ndarray,
-) -> tuple[int, int]:
+) -> tuple[int, np.int64]:
     """Write the hashes of all runs of `ngram` units of one document into `out` uint64[>= bytes + 1].
 
     Returns:
         how many there are (with repeats), and the units left in `units`: all of the document's when there is no run.
     """
-    at, carried, total = start, 0, 0
+    at, carried, total = start, np.int64(0), 0  # a literal is a type of its own, and so compiled for
     while at < stop:
         count, at, carried = next_shingles(data, at, stop, kind, folded, mode, ngram, units, carried, block)
         out[total : total + count] = block[:count]

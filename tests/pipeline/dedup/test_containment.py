@@ -22,10 +22,11 @@ def best(texts: list[str], held: list[str], ngram: int) -> list[tuple[int, float
     runs, first = np.unique(hashes[order], return_index=True)
     holders = np.append(first, len(hashes)).astype(np.int64)
     document = np.repeat(np.arange(len(held), dtype=np.int32), np.diff(ends))[order]
+    contents = (runs, slot_table(runs), holders, document, np.diff(ends))
+    for array in (runs, holders, document, contents[-1]):
+        array.flags.writeable = False  # as it comes from a file
     offsets, data = utf8_buffers(pa.array(texts, pa.large_string()))
-    found, share = best_contained(
-        data, offsets, *tables, ngram, runs, slot_table(runs), holders, document, np.diff(ends)
-    )
+    found, share = best_contained(data, offsets, *tables, ngram, *contents)
     return list(zip(found.tolist(), share.tolist(), strict=True))
 
 

@@ -158,7 +158,7 @@ def test_a_model_trained_on_injected_documents_gives_the_members_away(
     packed = packed_from(hidden, tokenizer, tmp_path)
     found = run("verify", hidden, "--tokens", tmp_path / "tokens", "--packed", packed)
     assert found["tokens"]["intact"] == found["packed"]["intact"] + found["packed"]["split"] == 16 * 40
-    train(packed, tmp_path / "model", TrainConfig(steps=60, batch_tokens=1024, device="cpu"))
+    train(packed, tmp_path / "model", TrainConfig(steps=60, batch_tokens=1024, model="bytes-0.2m", device="cpu"))
     report = run("score", tmp_path / "model", "--traps", hidden / "traps.parquet", "--out", tmp_path / "scores")
     for test in ("loss", "min_k", "zlib"):
         everything = report["groups"][0][test]
