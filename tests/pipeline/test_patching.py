@@ -134,8 +134,11 @@ def test_without_patching_tokens_are_as_they_were(corpus: Path, tmp_path: Path, 
     assert files_of(tmp_path / "both") == files_of(by_entropy)
 
 
-def test_two_workers_give_the_same_bytes(corpus: Path, tmp_path: Path, by_entropy: Path) -> None:
-    cut(corpus, tmp_path, ENTROPY, executor=local(2))
+@pytest.mark.parametrize("workers", [2, pytest.param(4, marks=pytest.mark.slow)])
+def test_any_number_of_workers_gives_the_same_bytes(
+    corpus: Path, tmp_path: Path, by_entropy: Path, workers: int
+) -> None:
+    cut(corpus, tmp_path, ENTROPY, executor=local(workers))
     assert files_of(tmp_path) == files_of(by_entropy)
 
 
