@@ -243,7 +243,7 @@ def read_prompts(path: Path) -> tuple[str, ...]:
         column = table["text"].cast(pa.large_string())
     except (pa.ArrowException, KeyError, OSError) as error:
         raise UserError(f'{path}: prompts are a column "text" of strings, and it cannot be read ({error})') from error
-    return tuple(text for text in column.to_pylist() if text)
+    return tuple(text or "" for text in column.to_pylist())
 
 
 def write_samples(samples: Sequence[dict[str, Any]], path: Path) -> None:
@@ -343,6 +343,9 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
 
     def sample(prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[Sequence[int]]:
         written = models.generate(model, prompts, most, temperature=temperature, seed=seed, stop_ids=stop)
+        for sequence in written:
+            if sequence.error is not None:
+                raise UserError(sequence.error)
         return [sequence.tokens for sequence in written]
 
     return LanguageModel(encoder, fingerprint, sample, lambda ids: models.score(model, ids))

@@ -58,6 +58,9 @@ def beam_search(
         UserError: a setting is impossible, a prompt is empty or holds an id outside the vocabulary, or its hypotheses
             are more than `settings` allow.
     """
+    settings = settings or EngineSettings()
+    if settings.policy is not None or settings.draft is not None:
+        raise UserError("beam_search follows many hypotheses as the model was trained: leave out policy and draft")
     how = BeamSettings(
         max_new_tokens=max_new_tokens,
         beams=beams,
@@ -66,7 +69,7 @@ def beam_search(
         length_penalty=length_penalty,
         stop_ids=frozenset(stop_ids),
     )
-    searches = Searches(model, prompts, how, settings or EngineSettings())
+    searches = Searches(model, prompts, how, settings)
     while searches.busy:
         searches.step()
     return searches.found

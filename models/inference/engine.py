@@ -60,11 +60,6 @@ class EngineSettings:
                 raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
         if self.draft is not None and self.draft not in DRAFTERS:
             raise UserError(f"draft = {self.draft!r}: must be {', '.join(DRAFTERS)}, or left out")
-        if self.draft is not None and self.policy is not None and self.policy.has_mean:
-            raise UserError(
-                "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
-                "one by one; leave out draft or has_mean"
-            )
         if self.cache_tokens is not None and self.cache_tokens < self.page_tokens:
             raise UserError(
                 f"cache_tokens = {self.cache_tokens} is less than one page of {self.page_tokens} tokens; give the "
@@ -108,11 +103,11 @@ class Engine:
         pages = None
         if settings.cache_tokens is None:
             groups = groups_of(model.config, settings.policy)
-            needs = np.array(
-                [_pages_needed(each, groups, settings, MOST_DRAFTED if settings.draft else 0) for each in requests],
-                np.int64,
-            ).reshape(-1, len(groups))
-            pages = np.sort(needs, axis=0)[-settings.max_batch :].sum(axis=0).tolist()
+            possible = [each for each in requests if 0 < each.samples <= settings.max_batch]
+            drafted = MOST_DRAFTED if settings.draft else 0
+            needs = [_pages_needed(each, groups, settings, drafted) for each in possible] or [[0] * len(groups)]
+            at_once = settings.max_batch // min((each.samples for each in possible), default=1)
+            pages = np.sort(needs, axis=0)[-at_once:].sum(axis=0).tolist()
         return cls(model, settings, decode=decode, pages=pages)
 
     def __init__(
@@ -143,6 +138,11 @@ class Engine:
         if drafts is None and self.settings.draft is not None:
             drafts = DRAFTERS[self.settings.draft]()
         self._speculation = Speculation.of(model, drafts) if drafts is not None else None
+        if drafts is not None and policy is not None and policy.has_mean:
+            raise UserError(
+                "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
+                "one by one; leave out draft or has_mean"
+            )
         self._drafted = MOST_DRAFTED if drafts is not None else 0
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
         counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
@@ -199,13 +199,20 @@ class Engine:
         return replace(request, prompt=layout.ids, members=layout.members)
 
     def cancel(self, number: int) -> None:
-        """End a request now; sequences of it that have ended stay as they are."""
+        """End a request now; sequences of it that have ended stay as they are.
+
+        Raises:
+            KeyError: there is no such request, or its results were given before.
+        """
+        prompts = [each.request.prompt for each in self._live if each.number == number]
+        prompts += [request.prompt for waiting, request in self._waiting if waiting == number]
         for live in [each for each in self._live if each.number == number]:
             self._end(live, "cancelled")
         for waiting in [each for each in self._waiting if each[0] == number]:
             self._waiting.remove(waiting)
-        missing = GeneratedSequence((), "cancelled", 0)
-        self._done[number] = [each or missing for each in self._done[number]]
+        self._done[number] = [
+            each or GeneratedSequence((), "cancelled", len(prompts[0])) for each in self._done[number]
+        ]
 
     def results(self, number: int) -> list[GeneratedSequence] | None:
         """What came of all samples of a request, which is forgotten then; None while one of them lives.
@@ -226,7 +233,11 @@ class Engine:
         if not pieces:
             return []
         step = Step.of(self._model, self._cache, [piece for _, piece in pieces], self._backend)
-        hidden_TD = step.run()
+        try:
+            hidden_TD = step.run()
+        except BaseException:
+            self._undo(pieces)
+            raise
         first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
         self.statistics.steps += 1
         self._note_pages()
@@ -241,6 +252,19 @@ class Engine:
         for each, tokens, successors in zip(ready, np.split(picked, bounds), np.split(best, bounds), strict=True):
             self._accept(each, tokens, successors)
         return self._settle(ready)
+
+    def _undo(self, pieces: Sequence[tuple[Live, Piece]]) -> None:
+        """Be as before a step that failed: prompts of which it had a part wait again, from their beginning, since they
+        may have counted on pages that were never filled."""
+        if self._prefixes is not None:
+            self._prefixes.clear()
+        for live, _ in reversed(pieces):
+            if live.tokens:
+                self._cache.trim(live.sequence)
+            else:
+                self._live.remove(live)
+                self._cache.close(live.sequence)
+                self._waiting.appendleft((live.number, live.request))
 
     def _pages_of_settings(self, group: Group) -> int:
         settings = self.settings
@@ -289,7 +313,7 @@ class Engine:
         if not self._waiting:
             return False
         number, request = self._waiting[0]
-        if sum(each.request.samples if each.is_prompt else 1 for each in self._live) + request.samples > (
+        if sum(1 if each.tokens else each.request.samples for each in self._live) + request.samples > (
             self.settings.max_batch
         ):
             return False
@@ -363,11 +387,13 @@ class Engine:
             if live.finish is not None:
                 break
         ready.new = live.tokens[before:]
+        accepted = min(len(path) - 1, len(ready.new))
         self.statistics.new_tokens += len(ready.new)
         if live.drafts is not None:
-            live.drafts.observe(ready.new, successors[path] if successors.shape[1] else None, self._token_cost)
+            likeliest = successors[path] if successors.shape[1] else None
+            live.drafts.observe(ready.new, likeliest, accepted, self._token_cost)
         if piece is not None:
-            self.statistics.accepted_tokens += max(0, len(ready.new) - 1)
+            self.statistics.accepted_tokens += accepted
             length = live.sequence.length
             if len(path) > 1 and path[-1] >= len(path):  # of a tree: accepted tokens do not lie side by side
                 self._cache.move(live.sequence, length + path[1:], length + 1)
@@ -383,15 +409,17 @@ class Engine:
             draws = request_draws(live.request.seed, live.request.place, len(live.draws), sample)
             sequence = self._cache.fork(live.sequence)
             need = [
-                -(-(len(live.request.prompt) + len(draws)) // self.settings.page_tokens) - shared
+                -(-(len(live.request.prompt) + len(draws) - 1) // self.settings.page_tokens) - shared
                 if group.sees_all
                 else pages // live.request.samples
                 for group, pages in zip(self._groups, whole, strict=True)
             ]
             made.append(Live(live.number, sample, live.request, sequence, draws, need, live.scheduled))
             self._draft_for(made[-1])
+        is_partial = bool(made) and len(live.request.prompt) % self.settings.page_tokens > 0
         for g, each in enumerate(zip(*(one.need for one in made), strict=True)):
-            live.need[g] -= sum(each)
+            # Whoever writes first copies the last page of the prompt, and that may be this one, which has counted it.
+            live.need[g] += (is_partial and self._groups[g].sees_all) - sum(each)
         self._live += made
         return made
 
@@ -454,7 +482,7 @@ class Engine:
 def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings, drafted: int) -> list[int]:
     """Of each group of heads: the most pages that a request holds at one time, with so many drafted tokens."""
     prompt, size = len(request.prompt), settings.page_tokens
-    total = prompt + request.max_new_tokens
+    total = prompt + request.max_new_tokens - 1  # nothing attends to the last token
     shared = prompt // size  # by all samples, where layers see all
     at_once = max(min(prompt, settings.prefill_tokens), min(1 + drafted, request.max_new_tokens))
     return [

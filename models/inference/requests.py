@@ -61,8 +61,14 @@ def check_request(request: Request, vocab_size: int, what: str = "prompt") -> No
     for name, value in settings.items():
         if value < 1:
             raise UserError(f"{name} = {value}: must be 1 or more")
-    if request.seed < 0:
-        raise UserError(f"seed = {request.seed}: must be 0 or more")
+    for name, value in {"seed": request.seed, "place": request.place}.items():
+        if value < 0:
+            raise UserError(f"{name} = {value}: must be 0 or more")
+    if "" in request.stop_texts:
+        raise UserError("stop_texts: an empty text stands before everything; leave it out")
+    first = request.first_ids
+    if first is not None and not (0 <= first.start < first.stop <= vocab_size):
+        raise UserError(f"first_ids = {first}: must be some ids of the vocabulary, 0 .. {vocab_size - 1}")
 
 
 def check_ids(what: str, sequence: Sequence[int], vocab_size: int) -> None:

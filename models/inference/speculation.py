@@ -31,9 +31,11 @@ class SequenceDrafts:
         self.draft = self.drafter.propose(limit) if limit else NO_DRAFT
         return self.draft
 
-    def observe(self, new: list[int], successors: npt.NDArray[np.int64] | None, token_cost: float) -> None:
-        """These tokens came of the pass with the last draft."""
-        self.throttle.record(self.draft, max(0, len(new) - 1), token_cost)
+    def observe(
+        self, new: list[int], successors: npt.NDArray[np.int64] | None, accepted: int, token_cost: float
+    ) -> None:
+        """These tokens came of the pass with the last draft, of which so many were accepted."""
+        self.throttle.record(self.draft, accepted, token_cost)
         self.drafter.observe(new, successors[: len(new)] if successors is not None else None)
 
 

@@ -3,6 +3,7 @@
     merge       two parts of one softmax into one
     gathered    a part on any device: keys laid side by side, masked; the reference
     paged       a part on a processor: a kernel that reads the pages where they lie
+    let_go      what a cache policy leaves of pages that it gave back
     spans       pages that several sequences share, attended to once for all of them
     step        all of it for the pieces of a step, as the decoder's LayerAttention
 

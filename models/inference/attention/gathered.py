@@ -31,7 +31,7 @@ def attend_gathered(
         return torch.cat([out for out, _ in parts], 1), torch.cat([lse for _, lse in parts], 1)
     q_BKXE = q_BQHE.unflatten(2, (kv_heads, -1)).permute(0, 2, 1, 3, 4).flatten(2, 3)  # X: queries x group
     k_BKEL, v_BKLE = k_BLKE.permute(0, 2, 3, 1), v_BLKE.transpose(1, 2)
-    scores_BKXL = (q_BKXE @ k_BKEL).float() * q_BQHE.shape[-1] ** -0.5
+    scores_BKXL = q_BKXE.float() @ k_BKEL.float() * q_BQHE.shape[-1] ** -0.5
     if mask_BQL is not None:
         hidden_BKXL = ~mask_BQL[:, None].repeat_interleave(heads // kv_heads, dim=2)
         scores_BKXL = scores_BKXL.masked_fill(hidden_BKXL, -torch.inf)
@@ -53,8 +53,8 @@ def attend_fused(q_QHE: Tensor, k_LKE: Tensor, v_LKE: Tensor, is_causal: bool) -
         out_QHE and lse_QH, float32.
     """
     if q_QHE.is_cuda or q_QHE.dtype != torch.float32:
-        mask_QL = torch.ones(len(q_QHE), len(k_LKE), dtype=torch.bool, device=q_QHE.device)
-        mask_1QL = mask_QL.tril()[None] if is_causal else None
+        shape = (1, len(q_QHE), len(k_LKE))
+        mask_1QL = torch.ones(shape, dtype=torch.bool, device=q_QHE.device).tril() if is_causal else None
         out_1QHE, lse_1QH = attend_gathered(q_QHE[None], k_LKE[None], v_LKE[None], mask_1QL)
         return out_1QHE[0], lse_1QH[0]
     queries, group = len(q_QHE), q_QHE.shape[1] // k_LKE.shape[1]

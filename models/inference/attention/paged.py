@@ -45,11 +45,11 @@ def attend_paged(
     """Let the tokens of all pieces attend to what their sequences hold from `begin` on, themselves included.
 
     Args:
-        q_THE: float32 on the host, of all rows of the step; those of other pieces are left alone.
+        q_THE: float32 on the host, of the rows of these pieces.
         k_KSE: float32: of one layer.
 
     Returns:
-        out_THE and lse_TH, float32; rows of no piece hold anything.
+        out_THE and lse_TH, float32.
     """
     out_THE = torch.empty_like(q_THE, memory_format=torch.contiguous_format)
     lse_TH = torch.empty(q_THE.shape[:2], dtype=torch.float32)

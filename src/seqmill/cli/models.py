@@ -100,7 +100,7 @@ def train(
 
 @app.command()
 def generate(
-    checkpoint: Annotated[Path, typer.Argument(help="A training folder, or one of its checkpoints.")],
+    checkpoint: Annotated[Path, typer.Argument(help="A training folder, one of its checkpoints, or a HF folder.")],
     prompts: Annotated[Path, typer.Option(help='One prompt a line; *.jsonl, *.arrow, *.parquet: the field "text".')],
     max_new_tokens: Annotated[int, typer.Option(help="Tokens to add to each prompt at most.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token every time.")] = 0.8,

@@ -195,3 +195,71 @@ def test_every_token_is_told_as_it_comes(model: Model) -> None:
 def test_impossible_settings_are_refused(settings: dict[str, int], message: str) -> None:
     with pytest.raises(UserError, match=message):
         EngineSettings(**settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("seed", [8, 12, 15, 27, 30, 43])
+def test_a_sample_that_ends_early_leaves_the_others_all_pages_that_they_were_promised(model: Model, seed: int) -> None:
+    """The sample that goes on has copied the last page of the prompt, which the one that ended was to copy."""
+    engine = Engine(model, EngineSettings(page_tokens=4, cache_tokens=52))
+    several = Request(
+        prompt=[1, 2, 3, 4, 5], max_new_tokens=21, samples=2, sampling=Sampling(1.0), stop_ids=range(2), seed=seed
+    )
+    first = engine.submit(several)
+    while engine.busy and (len(engine._live) != 1 or len(engine._live[0].tokens) < 18):
+        engine.step()
+    second = engine.submit(Request(prompt=[7] * 25, max_new_tokens=3))
+    finish_all(engine)
+    assert engine.results(first) == alone(model, several)
+    assert len(engine.results(second) or []) == 1
+
+
+def test_no_more_sequences_live_at_once_than_were_allowed(model: Model) -> None:
+    engine = Engine(model, EngineSettings(max_batch=5))
+    for place in range(4):
+        engine.submit(Request(prompt=[place + 1], max_new_tokens=4, samples=4 - place, place=place))
+    most = 0
+    while engine.busy:
+        engine.step()
+        most = max(most, len(engine._live))
+    assert 4 <= most <= 5
+
+
+def test_a_step_that_fails_leaves_nothing_behind(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
+    prompts = [list(range(1, 14)), [*range(1, 9), 50], [60]]
+    expected = [recomputed(model, prompt, 6) for prompt in prompts]
+    engine = Engine(model, EngineSettings(page_tokens=4))
+    numbers = [engine.submit(Request(prompt=prompt, max_new_tokens=6)) for prompt in prompts[:1]]
+    engine.step()
+    numbers += [engine.submit(Request(prompt=prompt, max_new_tokens=6)) for prompt in prompts[1:]]
+    with monkeypatch.context() as failing:
+        failing.setattr(Model, "hidden", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            engine.step()
+    finish_all(engine)
+    assert [(engine.results(number) or [])[0].tokens for number in numbers] == expected
+    assert free_pages(engine) == [65_536 // 4]
+
+
+def test_a_cancelled_request_tells_how_long_its_prompt_was(model: Model) -> None:
+    engine = Engine(model, EngineSettings(prefill_tokens=2))
+    waiting = [engine.submit(Request(prompt=[1, 2, 3], max_new_tokens=3, samples=2)) for _ in range(2)]
+    engine.step()
+    for number in waiting:
+        engine.cancel(number)
+        assert engine.results(number) == [GeneratedSequence((), "cancelled", 3)] * 2
+        with pytest.raises(KeyError):
+            engine.cancel(number)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"stop_texts": ["a", ""]}, "stop_texts: an empty text"),
+        ({"first_ids": range(5, 5)}, r"first_ids = range\(5, 5\)"),
+        ({"first_ids": range(90, 101)}, "must be some ids of the vocabulary"),
+        ({"place": -1}, "place = -1"),
+    ],
+)
+def test_an_impossible_request_is_refused(model: Model, settings: dict, message: str) -> None:  # type: ignore[type-arg]
+    with pytest.raises(UserError, match=message):
+        Engine(model).submit(Request(prompt=[1], max_new_tokens=1, **settings))

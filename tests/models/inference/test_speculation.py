@@ -136,9 +136,16 @@ def test_a_token_costs_more_where_a_pass_is_already_full(model: Model) -> None:
     ("settings", "message"),
     [
         ({"draft": "oracle"}, "draft = 'oracle': must be copy, recycle, suffix"),
-        ({"draft": "copy", "policy": CachePolicy(window=4, has_mean=True)}, "leave out draft or has_mean"),
     ],
 )
 def test_impossible_speculation_is_refused(settings: dict, message: str) -> None:  # type: ignore[type-arg]
     with pytest.raises(UserError, match=message):
         EngineSettings(**settings)
+
+
+def test_a_mean_of_what_was_let_go_and_drafts_do_not_go_together(model: Model) -> None:
+    policy = CachePolicy(window=4, has_mean=True)
+    given = [(EngineSettings(draft="copy", policy=policy), None), (EngineSettings(policy=policy), DRAFTERS["copy"]())]
+    for chosen, drafts in given:
+        with pytest.raises(UserError, match="leave out draft or has_mean"):
+            Engine(model, chosen, drafts=drafts)
