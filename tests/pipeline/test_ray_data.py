@@ -61,6 +61,7 @@ def cluster() -> Iterator[Any]:
     ray.shutdown()
 
 
+@pytest.mark.wide
 @pytest.mark.slow
 @pytest.mark.xdist_group("ray")
 def test_ray_changes_no_byte_of_the_stage_and_ray_data_scores_texts_alike(

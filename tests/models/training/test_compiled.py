@@ -81,6 +81,7 @@ def test_four_layouts_of_documents_are_one_graph_for_each_half_of_a_layer_and_th
         assert graphs() == 3
 
 
+@pytest.mark.wide
 def test_a_size_is_compiled_once_whatever_comes_between(model: Model) -> None:
     for last in (3, 1):  # micro-batches of 30, 29, 31 and 32 tokens, and this one
         found = assert_same_update(model, batch_of([20, 10, 29, 30, 1, 32, last]), 32)
@@ -96,6 +97,7 @@ def test_checkpoints_and_half_precision_compile_too(model: Model) -> None:
     assert graphs() == 6
 
 
+@pytest.mark.wide
 def test_layers_with_and_without_rotary_turn_have_a_graph_each(config: ModelConfig) -> None:
     model = Model(dataclasses.replace(config, layers=4, nope_every=2, qk_norm=True), seed=1)
     assert_same_update(model, batch_of(LAYOUTS[3]), 128)
