@@ -137,12 +137,12 @@ class Engine:
         self._groups = groups_of(model.config, policy)
         if drafts is None and self.settings.draft is not None:
             drafts = DRAFTERS[self.settings.draft]()
-        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
         if drafts is not None and policy is not None and policy.has_mean:
             raise UserError(
                 "a policy with has_mean lets go of one position a pass: tokens of a draft would see another mean than "
                 "one by one; leave out draft or has_mean"
             )
+        self._speculation = Speculation.of(model, drafts) if drafts is not None else None
         self._drafted = MOST_DRAFTED if drafts is not None else 0
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
         counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
@@ -232,39 +232,51 @@ class Engine:
         pieces = self._continued() + self._prompts()
         if not pieces:
             return []
-        step = Step.of(self._model, self._cache, [piece for _, piece in pieces], self._backend)
         try:
-            hidden_TD = step.run()
+            ready, picked, best = self._chosen(pieces)
         except BaseException:
-            self._undo(pieces)
+            self._undo()
             raise
-        first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
-        self.statistics.steps += 1
-        self._note_pages()
-        ready = [each for live, piece in pieces for each in self._written(live, piece, first_rows[piece])]
-        if not ready:
-            return []
-        rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
-        logits_BV = self._model.logits(hidden_TD.index_select(0, rows))
-        bounds = np.cumsum([len(each.rows) for each in ready])[:-1]
-        best = self._likeliest(logits_BV)
-        picked = self._pick(ready, logits_BV)
-        for each, tokens, successors in zip(ready, np.split(picked, bounds), np.split(best, bounds), strict=True):
+        for each, tokens, successors in zip(ready, picked, best, strict=True):
             self._accept(each, tokens, successors)
         return self._settle(ready)
 
-    def _undo(self, pieces: Sequence[tuple[Live, Piece]]) -> None:
-        """Be as before a step that failed: prompts of which it had a part wait again, from their beginning, since they
-        may have counted on pages that were never filled."""
+    def _chosen(
+        self, pieces: Sequence[tuple[Live, Piece]]
+    ) -> tuple[list[Ready], Sequence[np.ndarray], Sequence[np.ndarray]]:
+        """What has a next token after a pass over all pieces, what follows each of its rows, and the likeliest ids
+        there."""
+        step = Step.of(self._model, self._cache, [piece for _, piece in pieces], self._backend)
+        hidden_TD = step.run()
+        self.statistics.steps += 1
+        self._note_pages()
+        first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
+        ready = [each for live, piece in pieces for each in self._written(live, piece, first_rows[piece])]
+        if not ready:
+            return [], [], []
+        rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
+        logits_BV = self._model.logits(hidden_TD.index_select(0, rows))
+        bounds = np.cumsum([len(each.rows) for each in ready])[:-1]
+        best = np.split(self._likeliest(logits_BV), bounds)
+        return ready, np.split(self._pick(ready, logits_BV), bounds), best
+
+    def _undo(self) -> None:
+        """Be as before a step that failed: requests without a token yet wait again, from the beginning of their
+        prompts, since they may count on pages that were never filled, their own or those of others."""
         if self._prefixes is not None:
             self._prefixes.clear()
-        for live, _ in reversed(pieces):
+        for live in reversed(list(self._live)):
             if live.tokens:
                 self._cache.trim(live.sequence)
-            else:
-                self._live.remove(live)
-                self._cache.close(live.sequence)
+                continue
+            self._live.remove(live)
+            if live.drafts is not None:
+                live.drafts.drafter.close()
+            self._cache.close(live.sequence)
+            if live.sample == 0:
                 self._waiting.appendleft((live.number, live.request))
+                self.statistics.prompt_tokens -= len(live.request.prompt)
+                self.statistics.reused_tokens -= live.reused
 
     def _pages_of_settings(self, group: Group) -> int:
         settings = self.settings
@@ -301,9 +313,8 @@ class Engine:
             self._reserve(live, len(ids))
             live.scheduled += len(ids)
             budget -= len(ids)
-            if (
-                self._prefixes is not None and not live.request.members
-            ):  # later prompts of this very step may use them: keys are written first
+            if self._prefixes is not None and not live.request.members:
+                # Later prompts of this very step may use them: all keys are written before any row attends.
                 self._prefixes.add(live.request.prompt, live.sequence.tables[0], live.scheduled)
             pieces.append((live, piece))
         return pieces
@@ -328,7 +339,7 @@ class Engine:
         self._waiting.popleft()
         self._live.append(self._begin(number, request, need, known))
         self.statistics.prompt_tokens += len(request.prompt)
-        self.statistics.reused_tokens += self._live[-1].scheduled
+        self.statistics.reused_tokens += self._live[-1].reused
         return True
 
     def _begin(self, number: int, request: Request, need: list[int], known: Sequence[int]) -> Live:
@@ -340,7 +351,7 @@ class Engine:
             sequence.tables[0].extend(known)
             sequence.length = len(known) * self.settings.page_tokens
         draws = request_draws(request.seed, request.place, request.max_new_tokens)
-        live = Live(number, 0, request, sequence, draws, need, scheduled=sequence.length)
+        live = Live(number, 0, request, sequence, draws, need, sequence.length, sequence.length)
         self._draft_for(live)
         return live
 

@@ -21,6 +21,7 @@ class Live:
     draws: np.ndarray  # float64[max_new_tokens]: one random number for each token that may come
     need: list[int]  # of each group: pages that it may take in all
     scheduled: int = 0  # tokens of the prompt that are in the cache
+    reused: int = 0  # of those: that were there already
     tokens: list[int] = field(default_factory=list)  # new ones
     finish: Finish | None = None
     text: bytes | None = None

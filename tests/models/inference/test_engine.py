@@ -224,19 +224,28 @@ def test_no_more_sequences_live_at_once_than_were_allowed(model: Model) -> None:
     assert 4 <= most <= 5
 
 
-def test_a_step_that_fails_leaves_nothing_behind(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
-    prompts = [list(range(1, 14)), [*range(1, 9), 50], [60]]
+@pytest.mark.parametrize("failing", ["hidden", "logits"])
+def test_a_step_that_fails_leaves_nothing_behind(model: Model, failing: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not even in a request that was let in because it fits, found its beginning among the pages that this step was to
+    fill, and was left to the next step because the budget did not last."""
+    prompts = [[60], list(range(1, 14)), [*range(1, 9), 50, 51, 52, 53, 54, 55], [61, 62]]
+    samples = [1, 2, 1, 1]
     expected = [recomputed(model, prompt, 6) for prompt in prompts]
-    engine = Engine(model, EngineSettings(page_tokens=4))
-    numbers = [engine.submit(Request(prompt=prompt, max_new_tokens=6)) for prompt in prompts[:1]]
+    engine = Engine(model, EngineSettings(page_tokens=4, prefill_tokens=17))
+    numbers = [engine.submit(Request(prompt=prompts[0], max_new_tokens=6))]
     engine.step()
-    numbers += [engine.submit(Request(prompt=prompt, max_new_tokens=6)) for prompt in prompts[1:]]
-    with monkeypatch.context() as failing:
-        failing.setattr(Model, "hidden", lambda *_: 1 / 0)
+    numbers += [
+        engine.submit(Request(prompt=prompt, max_new_tokens=6, samples=count))
+        for prompt, count in zip(prompts[1:], samples[1:], strict=True)
+    ]
+    with monkeypatch.context() as broken:
+        broken.setattr(Model, failing, lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             engine.step()
     finish_all(engine)
-    assert [(engine.results(number) or [])[0].tokens for number in numbers] == expected
+    found = [[each.tokens for each in engine.results(number) or []] for number in numbers]
+    assert found == [[tokens] * count for tokens, count in zip(expected, samples, strict=True)]
+    assert engine.statistics.prompt_tokens == sum(map(len, prompts))
     assert free_pages(engine) == [65_536 // 4]
 
 
