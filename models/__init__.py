@@ -13,7 +13,7 @@ from seqmill.models.checkpoint import load
 from seqmill.models.config import PRESETS, ModelConfig
 from seqmill.models.inference.beams import beam_search
 from seqmill.models.inference.embedding import embed
-from seqmill.models.inference.engine import Engine, EngineSettings
+from seqmill.models.inference.engine import Engine
 from seqmill.models.inference.generate import generate
 from seqmill.models.inference.hypotheses import Beam
 from seqmill.models.inference.policy import CachePolicy
@@ -21,6 +21,7 @@ from seqmill.models.inference.requests import GeneratedSequence, Request
 from seqmill.models.inference.retrieval_heads import retrieval_heads
 from seqmill.models.inference.sampling import Sampling
 from seqmill.models.inference.scoring import score
+from seqmill.models.inference.settings import EngineSettings
 from seqmill.models.isolation import Isolation, check_isolation
 from seqmill.models.training.config import TrainConfig
 from seqmill.models.training.runlog import StepRecord

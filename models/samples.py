@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.models.inference.engine import EngineSettings
 from seqmill.models.inference.generate import generate
 from seqmill.models.inference.requests import GeneratedSequence
+from seqmill.models.inference.settings import EngineSettings
 from seqmill.models.transformer import Model
 
 if TYPE_CHECKING:

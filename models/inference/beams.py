@@ -18,9 +18,9 @@ from seqmill.errors import UserError
 from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
 from seqmill.models.inference.cache import CachedSequence, KVCache, groups_of
-from seqmill.models.inference.engine import EngineSettings
 from seqmill.models.inference.hypotheses import Beam, BeamSettings, Following, Group, Hypothesis
 from seqmill.models.inference.requests import check_ids
+from seqmill.models.inference.settings import EngineSettings, pages_needed, pages_of_needs, pages_of_settings
 from seqmill.models.loss import CHUNK_LOGITS
 from seqmill.models.transformer import Model
 
@@ -116,8 +116,12 @@ class Searches:
             raise UserError(
                 f"beams = {self.how.beams} is more than max_batch = {settings.max_batch}: they live at once"
             )
-        self._needs = [self._pages_needed(len(prompt)) for prompt in self.prompts]
-        pages = self._pages()
+        groups = groups_of(model.config)
+        new, beams = self.how.max_new_tokens, self.how.beams
+        self._needs = [pages_needed(len(prompt), new, beams, groups, settings) for prompt in self.prompts]
+        pages = pages_of_settings(groups, settings)
+        if settings.cache_tokens is None:
+            pages = pages_of_needs(self._needs, settings.max_batch // beams, len(groups))
         for place, need in enumerate(self._needs):
             for missing, there in zip(need, pages, strict=True):
                 if missing > there:
@@ -218,27 +222,3 @@ class Searches:
             beams = [beam for group in search.groups for beam in group.finished]
             self.found[search.place] = sorted(beams, key=lambda beam: -beam.score)
             self.live.remove(search)
-
-    def _pages_needed(self, prompt: int) -> list[int]:
-        """Of each group of layers: the most pages that the hypotheses of a prompt of so many tokens hold at one time.
-        Where layers see all, whole pages of the prompt are shared."""
-        size, beams = self.settings.page_tokens, self.how.beams
-        total = prompt + self.how.max_new_tokens - 1  # nothing attends to the last token
-        shared = prompt // size
-        return [
-            shared + beams * (-(-total // size) - shared)
-            if group.sees_all
-            else beams * group.pages_at_once(prompt, total, min(prompt, self.settings.prefill_tokens), size)
-            for group in groups_of(self.model.config)
-        ]
-
-    def _pages(self) -> list[int]:
-        """Of each group of layers: pages of the cache; if the settings do not say, what the prompts that may live at
-        once need at most."""
-        groups, settings = groups_of(self.model.config), self.settings
-        if settings.cache_tokens is None:
-            needs = np.array(self._needs, np.int64).reshape(-1, len(groups))
-            return list(np.sort(needs, axis=0)[-(settings.max_batch // self.how.beams) :].sum(axis=0).tolist())
-        tokens, size = settings.cache_tokens, settings.page_tokens
-        at_once = [group.pages_at_once(tokens, tokens, settings.prefill_tokens, size) for group in groups]
-        return [min(tokens // size, settings.max_batch * pages) for pages in at_once]

@@ -9,7 +9,7 @@ ever need are there, so that none is ever thrown out again.
 
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -23,48 +23,14 @@ from seqmill.models.inference.cache import Group, KVCache, groups_of
 from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft, DraftSource
 from seqmill.models.inference.live import Live, Ready
 from seqmill.models.inference.order_free import lay_out
-from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
 from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.settings import EngineSettings, pages_needed, pages_of_needs, pages_of_settings
 from seqmill.models.inference.speculation import MOST_DRAFTED, Speculation
 from seqmill.models.inference.stopping import Decode, find_stops
 from seqmill.models.inference.verify import accepted_path
 from seqmill.models.transformer import Model
-
-MAX_BATCH = 64  # most sequences that live at once
-PREFILL_TOKENS = 4096  # most prompt tokens of one forward pass
-CACHE_TOKENS = 65_536
-PAGE_TOKENS = 32
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineSettings:
-    """How much is done at once.
-
-    Raises:
-        UserError: a value is impossible.
-    """
-
-    max_batch: int = MAX_BATCH  # most sequences that live at once
-    prefill_tokens: int = PREFILL_TOKENS  # most prompt tokens of one forward pass
-    cache_tokens: int | None = None  # room of the cache, in positions that all layers keep; None: CACHE_TOKENS
-    page_tokens: int = PAGE_TOKENS  # positions of a page
-    prefix_cache: bool = True  # keep the pages of prompts for later prompts that begin alike
-    draft: str | None = None  # a name in drafting.DRAFTERS: tokens are proposed, and verified several in a pass
-    policy: CachePolicy | None = None  # what generated tokens keep of what stands before them; None: as trained
-
-    def __post_init__(self) -> None:
-        for name in ("max_batch", "prefill_tokens", "page_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} = {getattr(self, name)}: must be 1 or more")
-        if self.draft is not None and self.draft not in DRAFTERS:
-            raise UserError(f"draft = {self.draft!r}: must be {', '.join(DRAFTERS)}, or left out")
-        if self.cache_tokens is not None and self.cache_tokens < self.page_tokens:
-            raise UserError(
-                f"cache_tokens = {self.cache_tokens} is less than one page of {self.page_tokens} tokens; give the "
-                "cache more tokens, or pages fewer"
-            )
 
 
 class Event(NamedTuple):
@@ -105,9 +71,9 @@ class Engine:
             groups = groups_of(model.config, settings.policy)
             possible = [each for each in requests if 0 < each.samples <= settings.max_batch]
             drafted = MOST_DRAFTED if settings.draft else 0
-            needs = [_pages_needed(each, groups, settings, drafted) for each in possible] or [[0] * len(groups)]
+            needs = [_pages_needed(each, groups, settings, drafted) for each in possible]
             at_once = settings.max_batch // min((each.samples for each in possible), default=1)
-            pages = np.sort(needs, axis=0)[-at_once:].sum(axis=0).tolist()
+            pages = pages_of_needs(needs, at_once, len(groups))
         return cls(model, settings, decode=decode, pages=pages)
 
     def __init__(
@@ -145,7 +111,7 @@ class Engine:
         self._speculation = Speculation.of(model, drafts) if drafts is not None else None
         self._drafted = MOST_DRAFTED if drafts is not None else 0
         dtype, size = model.head_weight.dtype, self.settings.page_tokens
-        counts = pages if pages is not None else [self._pages_of_settings(group) for group in self._groups]
+        counts = pages if pages is not None else pages_of_settings(self._groups, self.settings, self._drafted)
         self._cache = KVCache(model.config, counts, size, model.device, dtype, policy)
         self._backend = choose_backend("auto", model.device, dtype, layer_patterns(model.config))
         sees_all = len(self._groups) == 1 and self._groups[0].sees_all
@@ -277,13 +243,6 @@ class Engine:
                 self._waiting.appendleft((live.number, live.request))
                 self.statistics.prompt_tokens -= len(live.request.prompt)
                 self.statistics.reused_tokens -= live.reused
-
-    def _pages_of_settings(self, group: Group) -> int:
-        settings = self.settings
-        tokens = settings.cache_tokens or CACHE_TOKENS
-        largest = max(settings.prefill_tokens, 1 + self._drafted)
-        at_once = group.pages_at_once(tokens, tokens, largest, settings.page_tokens)
-        return min(tokens // settings.page_tokens, settings.max_batch * at_once)
 
     def _continued(self) -> list[tuple[Live, Piece]]:
         """The last token of every sequence whose prompt is done, and what is proposed behind it."""
@@ -491,17 +450,8 @@ class Engine:
 
 
 def _pages_needed(request: Request, groups: Sequence[Group], settings: EngineSettings, drafted: int) -> list[int]:
-    """Of each group of heads: the most pages that a request holds at one time, with so many drafted tokens."""
-    prompt, size = len(request.prompt), settings.page_tokens
-    total = prompt + request.max_new_tokens - 1  # nothing attends to the last token
-    shared = prompt // size  # by all samples, where layers see all
-    at_once = max(min(prompt, settings.prefill_tokens), min(1 + drafted, request.max_new_tokens))
-    return [
-        shared + request.samples * (-(-total // size) - shared)
-        if group.sees_all
-        else request.samples * group.pages_at_once(prompt, total, at_once, size)
-        for group in groups
-    ]
+    prompt, new = len(request.prompt), request.max_new_tokens
+    return pages_needed(prompt, new, request.samples, groups, settings, drafted)
 
 
 def _parents(draft: Draft) -> np.ndarray | None:

@@ -3,9 +3,10 @@
 from collections.abc import Callable, Collection, Sequence
 
 from seqmill.errors import UserError
-from seqmill.models.inference.engine import Engine, EngineSettings
+from seqmill.models.inference.engine import Engine
 from seqmill.models.inference.requests import GeneratedSequence, Request, check_request
 from seqmill.models.inference.sampling import Sampling
+from seqmill.models.inference.settings import EngineSettings
 from seqmill.models.inference.stopping import Decode
 from seqmill.models.transformer import Model
 
