@@ -7,15 +7,8 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import (
-    AutoModelForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    MixtralConfig,
-    Qwen3Config,
-    Qwen3ForCausalLM,
-    Qwen3MoeConfig,
-)
+from tests.support.their_models import LLAMA3, SIZES, THEIRS, saved
+from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
 
@@ -26,35 +19,6 @@ from seqmill.models.config import RopeScaling
 from seqmill.models.huggingface import config_from_huggingface, export_huggingface, load_huggingface
 from seqmill.models.moe import MixtureOfExperts
 
-SIZES = {
-    "vocab_size": 101,
-    "hidden_size": 48,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 16,
-    "intermediate_size": 80,
-    "max_position_embeddings": 4096,
-}
-LLAMA3 = {
-    "rope_type": "llama3",
-    "rope_theta": 500_000.0,
-    "factor": 8.0,
-    "low_freq_factor": 1.0,
-    "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 64,
-}
-THEIRS = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rms_norm_eps=1e-5)),
-    "llama tied": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, tie_word_embeddings=True)),
-    "llama 3": lambda: LlamaForCausalLM(LlamaConfig(**SIZES, rope_parameters=LLAMA3)),
-    "linear": lambda: LlamaForCausalLM(
-        LlamaConfig(**SIZES, rope_parameters={"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0})
-    ),
-    "qwen3": lambda: Qwen3ForCausalLM(
-        Qwen3Config(**SIZES, rope_parameters={"rope_type": "default", "rope_theta": 1e6})
-    ),
-}
 IDS = torch.randint(101, (200,), generator=torch.Generator().manual_seed(0))
 
 
@@ -72,19 +36,6 @@ def our_logits(model: Model) -> torch.Tensor:
 def assert_equal_logits(ours: torch.Tensor, theirs: torch.Tensor) -> None:
     assert theirs.std() > 0.05
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-4)
-
-
-def saved(kind: str, folder: Path, **options: Any) -> Any:
-    torch.manual_seed(0)
-    model = THEIRS[kind]()
-    with torch.no_grad():  # scales of one would hide a norm that is left out
-        for name, weight in model.named_parameters():
-            if weight.ndim == 1:
-                weight.uniform_(0.5, 1.5)
-            elif "embed" not in name:
-                weight.mul_(4)
-    model.save_pretrained(folder, **options)
-    return model
 
 
 @pytest.mark.parametrize("kind", THEIRS)

@@ -43,6 +43,7 @@ class CopySource:
             raise UserError(f"gammas = {self.gammas}: what is copied follows 1 equal token or more; give such numbers")
 
     def open(self, prompt: Sequence[int]) -> "CopyDrafter":
+        """The drafter of a new request."""
         return CopyDrafter(prompt, self.gammas)
 
 
@@ -55,6 +56,7 @@ class CopyDrafter:
         self.observe(prompt, None)
 
     def propose(self, most: int) -> Draft:
+        """What followed the last twin of the request's last tokens: a chain of `most`, or nothing."""
         known = self._tokens
         end = next((windows.twin for windows in self._windows if windows.twin and windows.is_equal(known)), None)
         if most < 1 or end is None:
@@ -65,6 +67,7 @@ class CopyDrafter:
         return Draft.chain(copied)
 
     def observe(self, tokens: Sequence[int], successors: Int64s | None) -> None:
+        """New tokens can be copied from now on; their successors are not needed."""
         start = len(self._tokens)
         self._tokens += np.asarray(tokens, np.int64).tolist()
         for windows in self._windows:

@@ -42,6 +42,7 @@ class RecycleSource:
         return self._successors.nbytes
 
     def open(self, prompt: Sequence[int]) -> "RecycleDrafter":
+        """The drafter of a new request; what follows what in its prompt is recycled from now on, by all requests."""
         ids = np.asarray(prompt, np.int64)
         if len(ids):
             _follow(ids, self.rows(int(ids.max())))
@@ -62,6 +63,7 @@ class RecycleDrafter:
         self._source, self._last = source, last
 
     def propose(self, most: int) -> Draft:
+        """A tree of what followed the last token, and what followed that, of `most` tokens and TREE at most."""
         if most < 1 or self._last == _NONE:
             return NO_DRAFT
         tokens, parents = np.empty(min(most, TREE), np.int64), np.empty(min(most, TREE), np.int64)
@@ -69,6 +71,7 @@ class RecycleDrafter:
         return Draft(tokens[:found], parents[:found])
 
     def observe(self, tokens: Sequence[int], successors: Int64s | None) -> None:
+        """What is likeliest behind these tokens takes the place of what was so before, for all requests."""
         if not len(tokens):
             return
         assert successors is not None, "RecycleSource asks for successors"

@@ -56,6 +56,7 @@ class SuffixSource:
         object.__setattr__(self, "shared", SuffixTree(DEPTH, self.shared_tokens))
 
     def open(self, prompt: Sequence[int]) -> "SuffixDrafter":
+        """The drafter of a new request."""
         return SuffixDrafter(self, prompt)
 
     def feed(self, tokens: Sequence[int] | Int64s | Int32s) -> None:
@@ -74,6 +75,7 @@ class SuffixDrafter:
         self._written = 0
 
     def propose(self, most: int) -> Draft:
+        """What most often followed the longest known suffix, here or in earlier requests: the better of both."""
         if most < 1:
             return NO_DRAFT
         source, own = self._source, self._own.arrays
@@ -82,10 +84,12 @@ class SuffixDrafter:
         return Draft(tokens, parents)
 
     def observe(self, tokens: Sequence[int], successors: Int64s | None) -> None:
+        """The tree of the request grows; successors are not needed."""
         self._own.extend(tokens)
         self._written += len(tokens)
 
     def close(self) -> None:
+        """Later requests may follow what the model wrote here, and the end of the prompt before it."""
         if self._written:
             self._source.feed(self._own.last(self._written + PROMPT_TOKENS))
 
