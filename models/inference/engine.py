@@ -5,7 +5,7 @@ each sequence that is being continued, then prompts, in the order in which they 
 tokens lasts; a prompt that does not fit goes on in the next step. A request is admitted only when all pages that it can
 ever need are there, so that none is ever thrown out again.
 """
-# ruff: noqa: N803, N806 (the axes are capital letters)
+# ruff: noqa: N806 (the axes are capital letters)
 
 from collections import deque
 from collections.abc import Sequence
@@ -14,21 +14,21 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from seqmill.errors import UserError
 from seqmill.models.attention import choose_backend, layer_patterns
 from seqmill.models.inference.attention.step import Piece, Step
 from seqmill.models.inference.cache import Group, KVCache, groups_of
+from seqmill.models.inference.choosing import choose
 from seqmill.models.inference.drafting import DRAFTERS, NO_DRAFT, Draft, DraftSource
 from seqmill.models.inference.live import Live, Ready
 from seqmill.models.inference.order_free import lay_out
 from seqmill.models.inference.prefixes import PrefixCache
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request, Statistics, check_request
-from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.sampling import Draws
 from seqmill.models.inference.settings import EngineSettings, pages_needed, pages_of_needs, pages_of_settings
 from seqmill.models.inference.speculation import MOST_DRAFTED, Speculation
-from seqmill.models.inference.stopping import Decode, find_stops
+from seqmill.models.inference.stopping import Decode, text_before_stop
 from seqmill.models.inference.verify import accepted_path
 from seqmill.models.transformer import Model
 
@@ -218,13 +218,8 @@ class Engine:
         self._note_pages()
         first_rows = {piece: int(row) for piece, row in zip(step.pieces, step.first_rows[:-1], strict=True)}
         ready = [each for live, piece in pieces for each in self._written(live, piece, first_rows[piece])]
-        if not ready:
-            return [], [], []
-        rows = torch.from_numpy(np.concatenate([each.rows for each in ready])).to(hidden_TD.device)
-        logits_BV = self._model.logits(hidden_TD.index_select(0, rows))
-        bounds = np.cumsum([len(each.rows) for each in ready])[:-1]
-        best = np.split(self._likeliest(logits_BV), bounds)
-        return ready, np.split(self._pick(ready, logits_BV), bounds), best
+        top_k = self._speculation.source.top_k if self._speculation is not None else 0
+        return ready, *choose(self._model, hidden_TD, ready, top_k)
 
     def _undo(self) -> None:
         """Be as before a step that failed: requests without a token yet wait again, from the beginning of their
@@ -309,7 +304,7 @@ class Engine:
             self._cache.pools[0].share(known)
             sequence.tables[0].extend(known)
             sequence.length = len(known) * self.settings.page_tokens
-        draws = request_draws(request.seed, request.place, request.max_new_tokens)
+        draws = Draws(request.seed, request.place)
         live = Live(number, 0, request, sequence, draws, need, sequence.length, sequence.length)
         self._draft_for(live)
         return live
@@ -334,11 +329,6 @@ class Engine:
             return []
         last = first_row + len(piece.tokens) - 1
         return [Ready(each, None, last) for each in [live, *self._forks(live)]]
-
-    def _likeliest(self, logits_BV: Tensor) -> np.ndarray:
-        """int64[B, top_k]: the likeliest ids of each row, as many as drafters want."""
-        most = self._speculation.source.top_k if self._speculation is not None else 0
-        return logits_BV.topk(min(most, logits_BV.shape[1]), dim=-1).indices.cpu().numpy()
 
     def _accept(self, ready: Ready, picked: np.ndarray, successors: np.ndarray) -> None:
         """Append the tokens that the model chose: one, and one more for every drafted token that it would have chosen
@@ -376,10 +366,10 @@ class Engine:
         whole = _pages_needed(live.request, self._groups, self.settings, self._drafted)
         made = []
         for sample in range(1, live.request.samples):
-            draws = request_draws(live.request.seed, live.request.place, len(live.draws), sample)
+            draws = Draws(live.request.seed, live.request.place, sample)
             sequence = self._cache.fork(live.sequence)
             need = [
-                -(-(len(live.request.prompt) + len(draws) - 1) // self.settings.page_tokens) - shared
+                -(-(len(live.request.prompt) + live.request.max_new_tokens - 1) // self.settings.page_tokens) - shared
                 if group.sees_all
                 else pages // live.request.samples
                 for group, pages in zip(self._groups, whole, strict=True)
@@ -392,28 +382,6 @@ class Engine:
             live.need[g] += (is_partial and self._groups[g].sees_all) - sum(each)
         self._live += made
         return made
-
-    def _pick(self, ready: Sequence[Ready], logits_BV: Tensor) -> np.ndarray:
-        """int64[B]: what follows each row, by the sampling and the draw of its sequence."""
-        row = 0
-        draws: list[float] = []
-        by_sampling: dict[Sampling, list[int]] = {}
-        for each in ready:
-            live = each.live
-            allowed = live.request.first_ids
-            if allowed is not None and not live.tokens:
-                logits_BV[row, : allowed.start] = -torch.inf
-                logits_BV[row, allowed.stop :] = -torch.inf
-            draws += live.draws[len(live.tokens) + each.depths].tolist()
-            by_sampling.setdefault(live.request.sampling, []).extend(range(row, row + len(each.rows)))
-            row += len(each.rows)
-        draws_B = torch.tensor(draws, dtype=torch.float64)
-        picked = torch.empty(row, dtype=torch.int64)
-        for sampling, rows in by_sampling.items():
-            rows_R = torch.tensor(rows)
-            chosen = logits_BV if len(rows) == row else logits_BV[rows_R.to(logits_BV.device)]
-            picked[rows_R] = pick_tokens(chosen, draws_B[rows_R].to(logits_BV.device), sampling).cpu()
-        return picked.numpy()
 
     def _settle(self, ready: Sequence[Ready]) -> list[Event]:
         """Tell the new tokens, and end what is at its end."""
@@ -429,10 +397,8 @@ class Engine:
     def _look_for_texts(self, live: Live) -> None:
         if live.request.stop_texts:
             assert self._decode is not None
-            text = self._decode([live.tokens])[0]
-            place = find_stops(text, live.request.stop_texts)
-            live.text = text if place is None else text[:place]
-            if place is not None:
+            live.text = text_before_stop(live.tokens, live.request.stop_texts, self._decode)
+            if live.text is not None:
                 live.finish = "stop"
 
     def _end(self, live: Live, finish: Finish) -> None:
@@ -441,6 +407,9 @@ class Engine:
         if live.drafts is not None:
             live.drafts.drafter.close()
         self._cache.close(live.sequence)
+        if live.request.stop_texts and live.text is None:
+            assert self._decode is not None
+            live.text = self._decode([live.tokens])[0]
         self._done[live.number][live.sample] = live.result
 
     def _note_pages(self) -> None:

@@ -7,6 +7,7 @@ import numpy as np
 from seqmill.models.inference.attention.step import Piece
 from seqmill.models.inference.cache import CachedSequence
 from seqmill.models.inference.requests import Finish, GeneratedSequence, Request
+from seqmill.models.inference.sampling import Draws
 from seqmill.models.inference.speculation import SequenceDrafts
 
 
@@ -18,13 +19,13 @@ class Live:
     sample: int
     request: Request
     sequence: CachedSequence
-    draws: np.ndarray  # float64[max_new_tokens]: one random number for each token that may come
+    draws: Draws
     need: list[int]  # of each group: pages that it may take in all
     scheduled: int = 0  # tokens of the prompt that are in the cache
     reused: int = 0  # of those: that were there already
     tokens: list[int] = field(default_factory=list)  # new ones
     finish: Finish | None = None
-    text: bytes | None = None
+    text: bytes | None = None  # before a stop text
     drafts: SequenceDrafts | None = None
 
     @property
@@ -35,7 +36,7 @@ class Live:
     @property
     def room(self) -> int:
         """Tokens that may still come."""
-        return len(self.draws) - len(self.tokens)
+        return self.request.max_new_tokens - len(self.tokens)
 
     @property
     def result(self) -> GeneratedSequence:

@@ -40,12 +40,23 @@ class Sampling:
 
 
 GREEDY = Sampling()
+_DRAWN = 64  # numbers at a time, at least
 
 
-def request_draws(seed: int, request: int, count: int, sample: int = 0) -> np.ndarray:
-    """float64[count] in [0, 1): the random numbers of one request (of one of its samples), whatever else is generated
-    beside it."""
-    return np.random.default_rng([seed, request, *([sample] if sample else [])]).random(count)
+class Draws:
+    """The random numbers in [0, 1) of one request (of one of its samples), whatever else is generated beside it; one
+    for each token that may come, and drawn when it comes near."""
+
+    def __init__(self, seed: int, request: int, sample: int = 0) -> None:
+        self._generator = np.random.default_rng([seed, request, *([sample] if sample else [])])
+        self._drawn = np.empty(0)
+
+    def at(self, places: np.ndarray) -> np.ndarray:
+        """float64[n]: those of the tokens at these places, integers[n] that are 0 or more."""
+        missing = int(places.max(initial=-1)) + 1 - len(self._drawn)
+        if missing > 0:
+            self._drawn = np.append(self._drawn, self._generator.random(max(missing, _DRAWN, len(self._drawn))))
+        return self._drawn[places]
 
 
 def pick_tokens(logits_BV: Tensor, draws_B: Tensor, sampling: Sampling) -> Tensor:

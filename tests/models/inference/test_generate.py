@@ -9,7 +9,7 @@ import torch
 from seqmill.errors import UserError
 from seqmill.models import EngineSettings, Model, ModelConfig, generate, score
 from seqmill.models.attention import Segments
-from seqmill.models.inference.sampling import Sampling, pick_tokens, request_draws
+from seqmill.models.inference.sampling import Draws, Sampling, pick_tokens
 
 PROMPT_LENGTHS = (7, 1, 30, 7, 2, 64, 1, 15)
 NEW = 20
@@ -120,9 +120,18 @@ def test_sampling_depends_on_the_seed_and_on_the_place(model: Model) -> None:
     assert run(1)[0] != run(1)[1]
 
 
+def test_a_draw_depends_on_its_place_alone_whenever_it_is_asked_for() -> None:
+    expected = np.random.default_rng([3, 5, 2]).random(5_000)
+    one_by_one, at_once, jumping = (Draws(3, 5, sample=2) for _ in range(3))
+    assert [one_by_one.at(np.array([place]))[0] for place in range(200)] == expected[:200].tolist()
+    np.testing.assert_array_equal(at_once.at(np.arange(5_000)), expected)
+    for places in ([], [70, 2, 2], [4_999], [0]):
+        np.testing.assert_array_equal(jumping.at(np.array(places, np.int64)), expected[places])
+
+
 def test_tokens_are_drawn_with_their_probabilities() -> None:
     p = torch.tensor([0.1, 0.5, 0.05, 0.35])
-    draws = torch.from_numpy(request_draws(0, 0, 40_000))
+    draws = torch.from_numpy(Draws(0, 0).at(np.arange(40_000)))
     logits = p.log().expand(len(draws), 4)
 
     def shares(sampling: Sampling) -> np.ndarray:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from seqmill.errors import UserError
 from seqmill.models import Engine, EngineSettings, Model, ModelConfig, Request
+from seqmill.models.inference import choosing
 from seqmill.models.inference.live import Ready
 from seqmill.models.inference.policy import CachePolicy
 from seqmill.models.inference.retrieval_heads import retrieval_heads
@@ -28,16 +29,19 @@ def deep(config: ModelConfig) -> Model:
     return model
 
 
-class Recording(Engine):
-    """An engine that keeps the logits of every new token."""
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> dict[int, list[Tensor]]:
+    """The logits of every new token, by the numbers of requests."""
+    found: dict[int, list[Tensor]] = {}
 
-    seen: dict[int, list[Tensor]]
+    def recorded(ready: Sequence[Ready], logits: Tensor) -> np.ndarray:
+        for each, of_one in zip(ready, logits, strict=True):
+            found.setdefault(each.live.number, []).append(of_one.clone())
+        return pick(ready, logits)
 
-    def _pick(self, ready: Sequence[Ready], logits_BV: Tensor) -> np.ndarray:  # noqa: N803
-        self.seen = getattr(self, "seen", {})
-        for each, logits in zip(ready, logits_BV, strict=True):
-            self.seen.setdefault(each.live.number, []).append(logits.clone())
-        return super()._pick(ready, logits_BV)
+    pick = choosing._pick
+    monkeypatch.setattr(choosing, "_pick", recorded)
+    return found
 
 
 def dense(model: Model, policy: CachePolicy, ids: list[int], prompt: int) -> Tensor:
@@ -86,15 +90,17 @@ def dense(model: Model, policy: CachePolicy, ids: list[int], prompt: int) -> Ten
     ],
     ids=str,
 )
-def test_generated_tokens_see_what_the_policy_leaves_them(deep: Model, policy: CachePolicy) -> None:
-    engine = Recording(deep, replace(SETTINGS, policy=policy))
+def test_generated_tokens_see_what_the_policy_leaves_them(
+    deep: Model, policy: CachePolicy, seen: dict[int, list[Tensor]]
+) -> None:
+    engine = Engine(deep, replace(SETTINGS, policy=policy))
     pages = [pool.free for pool in engine._cache.pools]
     numbers = [engine.submit(Request(prompt=prompt, max_new_tokens=NEW)) for prompt in PROMPTS]
     while engine.busy:
         engine.step()
     for number, prompt in zip(numbers, PROMPTS, strict=True):
         ids = [*prompt, *(engine.results(number) or [])[0].tokens]
-        found = torch.stack(engine.seen[number])
+        found = torch.stack(seen[number])
         expected, as_trained = (dense(deep, policy, ids, start) for start in (len(prompt), len(ids)))
         torch.testing.assert_close(found, expected[len(prompt) - 1 : -1], atol=2e-5, rtol=1e-5)
         assert (found - as_trained[len(prompt) - 1 : -1]).abs().max() > 1e-3  # the policy matters
