@@ -42,12 +42,15 @@ class Sample:
     error: str | None = None  # why nothing was written
 
 
-def sample_texts(model: Model, encoder: "Encoder", prompts: Sequence[str], config: SampleConfig) -> list[Sample]:
+def sample_texts(
+    model: Model, encoder: "Encoder", prompts: Sequence[str], config: SampleConfig, start: int | None = None
+) -> list[Sample]:
     """Continue texts, each up to the end of its document, a stop text or `max_new_tokens`; the samples of a prompt
     follow one another. A prompt that cannot be continued says why, and the others go on.
 
     Args:
         encoder: the tokenizer that the model was trained with, `seqmill.tokenizers_ext.load(folder)`.
+        start: an id that stands before every prompt.
 
     Raises:
         UserError: a setting is impossible, or stop texts are asked of windows of bits.
@@ -55,6 +58,8 @@ def sample_texts(model: Model, encoder: "Encoder", prompts: Sequence[str], confi
     from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder  # here, for it brings numba along
 
     ids = encoder.encode(pa.array(prompts, pa.large_string())).to_pylist()
+    if start is not None:
+        ids = [[start, *prompt] for prompt in ids]
     each = [prompt for prompt in prompts for _ in range(config.samples)]
     if not isinstance(encoder, EqualInfoEncoder):
         found = _continue(model, encoder, ids, config)

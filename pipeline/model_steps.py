@@ -21,6 +21,7 @@ from seqmill.pipeline.settings import build
 from seqmill.storage import atomic_path, fingerprint, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
+from seqmill.tokenizers_ext.subword import SubwordEncoder
 
 if TYPE_CHECKING:
     from seqmill.models import TrainConfig
@@ -221,11 +222,23 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
     sampling = SampleConfig(**{each.name: getattr(config, each.name) for each in fields(SampleConfig)})
     encoder = load(tokenizer_of(checkpoint))
     model = models.load(checkpoint, choose_device(config.device))
-    samples = sample_texts(model, encoder, config.prompts, sampling)
+    samples = sample_texts(model, encoder, config.prompts, sampling, start_id(checkpoint, encoder))
     failed = [sample for sample in samples if sample.error is not None]
     if len(failed) == len(samples):
         raise UserError(failed[0].error or "")
     return [asdict(sample) for sample in samples]
+
+
+def start_id(checkpoint: Path, encoder: Encoder) -> int | None:
+    """The id that stood before every text that a model was trained on: what the template of the tokenizer says for a
+    model of the HF hub, and none for one that was trained here.
+
+    Raises:
+        UserError: the template puts several there.
+    """
+    from seqmill.models.huggingface import is_huggingface
+
+    return encoder.start_id if isinstance(encoder, SubwordEncoder) and is_huggingface(checkpoint) else None
 
 
 def read_prompts(path: Path) -> tuple[str, ...]:
@@ -340,15 +353,21 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
     model = models.load(checkpoint, device)
     fingerprint = "".join(hash_file(path) for path in weight_files(checkpoint))
     stop = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
+    start = [first] if (first := start_id(checkpoint, encoder)) is not None else []
 
     def sample(prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[Sequence[int]]:
-        written = models.generate(model, prompts, most, temperature=temperature, seed=seed, stop_ids=stop)
+        begun = [[*start, *prompt] for prompt in prompts]
+        written = models.generate(model, begun, most, temperature=temperature, seed=seed, stop_ids=stop)
         for sequence in written:
             if sequence.error is not None:
                 raise UserError(sequence.error)
         return [sequence.tokens for sequence in written]
 
-    return LanguageModel(encoder, fingerprint, sample, lambda ids: models.score(model, ids))
+    def log_probabilities(sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
+        begun = [[*start, *ids] for ids in sequences]
+        return [found[len(start) :] for found in models.score(model, begun)]
+
+    return LanguageModel(encoder, fingerprint, sample, log_probabilities)
 
 
 @dataclass(frozen=True)
@@ -359,6 +378,7 @@ class ModelFiles:
     fingerprint: str  # of weights and shape
     tokenizer: str
     tokenizer_fingerprint: str
+    start: int | None  # an id that stands before every text
 
 
 @dataclass(frozen=True)
@@ -389,7 +409,8 @@ def find_model(checkpoint: Path) -> ModelFiles:
             raise UserError(f"there is no {path}; weights must be safetensors, download it again")
     tokenizer = tokenizer_of(checkpoint)
     identity = fingerprint({path.name: hash_file(path) for path in (*weights, folder / CONFIG)})
-    return ModelFiles(str(folder), identity, str(tokenizer), load(tokenizer).fingerprint)
+    encoder = load(tokenizer)
+    return ModelFiles(str(folder), identity, str(tokenizer), encoder.fingerprint, start_id(folder, encoder))
 
 
 @lru_cache(maxsize=1)  # a worker's units share one model, which may fill its memory
@@ -413,7 +434,7 @@ def open_scorer(files: ModelFiles, device: str, dtype: str, threads: int) -> Sco
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
-            return read_column(model, ids, pooling, most_tokens, name_of)
+            return read_column(model, ids, pooling, most_tokens, name_of, files.start)
         finally:
             torch.set_num_threads(before)
 

@@ -4,9 +4,10 @@
     score    such a piece of a part -> OUT/part-*.arrow
 
 A model reads a thousand times slower than a tokenizer, so units are smaller than parts: all workers have work, and a
-killed one loses little. A document's first token is given, as nothing stands before it; all others are predicted, the
-end-of-document id among them. What a document's numbers are depends on the unit that it is in only by the rounding of
-matrix kernels, and the unit on the data and the settings alone.
+killed one loses little. A document's first token is given, as nothing stands before it; but where the model is of the
+HF hub and its tokenizer's template puts an id there, that id is. All others are predicted, the end-of-document id among
+them. What a document's numbers are depends on the unit that it is in only by the rounding of matrix kernels, and the
+unit on the data and the settings alone.
 """
 
 import math

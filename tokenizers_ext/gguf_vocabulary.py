@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.patterns import CL100K_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN
@@ -21,6 +21,7 @@ from seqmill.tokenizers_ext.patterns import CL100K_PATTERN, GPT2_PATTERN, O200K_
 MODEL, RULE, TOKENS, TYPES, MERGES = (
     f"tokenizer.ggml.{key}" for key in ("model", "pre", "tokens", "token_type", "merges")
 )
+ADDS_START = "tokenizer.ggml.add_bos_token"
 ROLES = {role: f"tokenizer.ggml.{key}_token_id" for role, key in (("bos", "bos"), ("eos", "eos"), ("pad", "padding"))}
 
 
@@ -80,8 +81,15 @@ def convert_vocabulary(metadata: Mapping[str, Any]) -> tuple[bytes, dict[str, in
     types = metadata.get(TYPES) or [TokenType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise UserError(f"{len(tokens)} {TOKENS} have {len(types)} {TYPES}: the file is damaged; download it again")
-    tokenizer = _tokenizer(tokens, types, merges, RULES[name])
-    return tokenizer.to_str().encode(), _roles(metadata, len(tokens))
+    tokenizer, roles = _tokenizer(tokens, types, merges, RULES[name]), _roles(metadata, len(tokens))
+    if metadata.get(ADDS_START):
+        if "bos" not in roles:
+            raise UserError(f"{ADDS_START} is true, but {ROLES['bos']} is missing; download the file again")
+        start = tokens[roles["bos"]]
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=[start, "$A"], pair=[start, "$A", start, "$B:1"], special_tokens=[(start, roles["bos"])]
+        )
+    return tokenizer.to_str().encode(), roles
 
 
 def _tokenizer(tokens: list[str], types: list[int], merges: list[str], rule: Rule) -> Tokenizer:

@@ -29,6 +29,7 @@ from seqmill.tokenizers_ext.tokenizer_json import (
     Description,
     parse_tokenizer_json,
     reference_tokenizer,
+    template_start,
     vocabulary,
     vocabulary_size,
     with_special_tokens_hidden,
@@ -95,6 +96,16 @@ class SubwordEncoder:
             return self._decode_with_tokenizers(values, offsets)
         documents = concatenate_pieces(values, offsets, pieces.offsets, pieces.data)
         return without_first_space(documents) if pieces.strips_space else documents
+
+    @property
+    def start_id(self) -> int | None:
+        """The id that its own template puts before a text. Documents are encoded without; models of others that were
+        trained with it need it.
+
+        Raises:
+            UserError: there are several.
+        """
+        return template_start(self._description)
 
     @cached_property
     def pieces(self) -> Pieces | None:

@@ -3,6 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterator
+from itertools import takewhile
 from typing import Any
 
 import orjson
@@ -98,6 +99,28 @@ def reference_tokenizer(description: Description, parse_special: bool) -> Tokeni
     tokenizer.no_padding()
     tokenizer.post_processor = None
     return tokenizer
+
+
+def template_start(description: Description) -> int | None:
+    """The id that the tokenizer's own template puts before a text, such as <|begin_of_text|> of Llama 3; None where it
+    puts none.
+
+    Raises:
+        UserError: it puts several there.
+    """
+    processor = description.get("post_processor") or {}
+    steps = processor["processors"] if processor.get("type") == "Sequence" else [processor]
+    ids = list[int]()
+    for step in steps:
+        if step.get("type") != "TemplateProcessing":
+            continue
+        for piece in takewhile(lambda piece: "SpecialToken" in piece, step["single"]):
+            ids += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    if len(ids) > 1:
+        raise UserError(
+            f"the tokenizer's template begins with the ids {ids}: a text can begin with one of its own only"
+        )
+    return ids[0] if ids else None
 
 
 def _renamed(vocab: Any, names: dict[str, str]) -> Any:

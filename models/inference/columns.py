@@ -22,6 +22,7 @@ def read_column(
     pooling: str | None = None,
     most_tokens: int = PASS_TOKENS,
     name_of: Callable[[int], str] = "row {}".format,
+    start: int | None = None,
 ) -> pa.RecordBatch:
     """Score the rows of a column, and embed them in the same forward passes.
 
@@ -30,11 +31,12 @@ def read_column(
         pooling: of `seqmill.models.embed`; None for no embeddings.
         most_tokens: of one forward pass; a longer row goes alone, in chunks of so many.
         name_of: what errors call a row.
+        start: an id that stands before the tokens of every row and is known.
 
     Returns:
-        tokens uint32 (predicted ones: all of a row but its first), log_prob float64 (their sum, natural logarithm; null
-        without such a token), token_log_probs list<float32>, and with `pooling` embedding fixed_size_list<float32>
-        (null for a row without a token).
+        tokens uint32 (predicted ones: all of a row but its first, which is predicted behind a `start`), log_prob
+        float64 (their sum, natural logarithm; null without such a token), token_log_probs list<float32>, and with
+        `pooling` embedding fixed_size_list<float32> (null for a row without a token).
 
     Raises:
         UserError: there is no such pooling, a row holds an id outside the vocabulary or a null, or a logarithm is no
@@ -52,6 +54,10 @@ def read_column(
             f"{model.config.vocab_size - 1}; encode it with the tokenizer that the model was trained with"
         )
     has_tokens = lengths > 0
+    if start is not None:
+        begins = (np.cumsum(lengths) - lengths)[has_tokens]
+        lengths = lengths + has_tokens
+        rows = Ragged.from_lengths(np.insert(rows.ids, begins, start), lengths)
     log_probs, vectors = [np.empty(0, np.float32)], [np.empty((0, model.config.dim), np.float32)]
     for done in packed_passes(model, Ragged.from_lengths(rows.ids, lengths[has_tokens]), most_tokens):
         log_probs.append(token_log_probs(model, done))

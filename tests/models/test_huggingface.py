@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.support.their_models import LLAMA3, SIZES, THEIRS, saved
 from transformers import AutoModelForCausalLM, MixtralConfig, Qwen3MoeConfig
 from transformers.models.mixtral.modeling_mixtral import MixtralSparseMoeBlock
 from transformers.models.qwen3_moe.modeling_qwen3_moe import Qwen3MoeSparseMoeBlock
@@ -18,6 +17,7 @@ from seqmill.models.attention import Segments
 from seqmill.models.config import RopeScaling
 from seqmill.models.huggingface import config_from_huggingface, export_huggingface, load_huggingface
 from seqmill.models.moe import MixtureOfExperts
+from their_models import LLAMA3, SIZES, THEIRS, saved
 
 IDS = torch.randint(101, (200,), generator=torch.Generator().manual_seed(0))
 

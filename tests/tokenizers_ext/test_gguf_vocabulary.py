@@ -10,10 +10,12 @@ import pytest
 import regex
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tokenizers import Tokenizer
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.byte_alphabet import printable
 from seqmill.tokenizers_ext.gguf_vocabulary import (
+    ADDS_START,
     MERGES,
     MODEL,
     RULE,
@@ -101,6 +103,19 @@ def test_ids_are_those_of_plain_merging(metadata: dict[str, Any], rule: str) -> 
     for text in ("In 1969, it's  the   12345\n\n\t qzx", "", "THE'LL ½٣ 3.14", " qzx qzx"):
         assert encoded(encoder, text) == merged_ids(metadata, rule, text)
         assert encoder.decode(encoder.encode(pa.array([text]))).to_pylist() == [text.encode()]
+
+
+def test_a_vocabulary_that_begins_texts_with_an_id_says_so_as_tokenizers_does(metadata: dict[str, Any]) -> None:
+    start = len(metadata[TOKENS]) - 4
+    roles = {"tokenizer.ggml.bos_token_id": start, ADDS_START: True}
+    encoder = encoder_of(metadata, **roles)
+    assert encoder.start_id == start
+    assert encoded(encoder, "the cat") == encoded(encoder_of(metadata), "the cat")
+    theirs = Tokenizer.from_str(convert_vocabulary({**metadata, **roles})[0].decode())
+    assert theirs.encode("the cat").ids == [start, *encoded(encoder, "the cat")]
+    assert encoder_of(metadata, **{**roles, ADDS_START: False}).start_id is None
+    with pytest.raises(UserError, match=r"add_bos_token is true, but tokenizer\.ggml\.bos_token_id is missing"):
+        encoder_of(metadata, **{ADDS_START: True})
 
 
 def test_only_the_rules_of_llama_take_a_token_that_no_merge_makes(metadata: dict[str, Any]) -> None:

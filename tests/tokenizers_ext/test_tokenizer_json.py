@@ -104,6 +104,32 @@ def test_damaged_and_ambiguous_files_are_refused(contents: bytes | dict[str, Any
         SubwordEncoder(contents if isinstance(contents, bytes) else json.dumps(contents).encode())
 
 
+def test_the_id_that_a_template_puts_before_a_text_is_known_and_is_no_part_of_a_document() -> None:
+    def encoder_with(*templates: processors.PostProcessor) -> tuple[SubwordEncoder, Tokenizer]:
+        tokenizer = word_piece()
+        tokenizer.post_processor = processors.Sequence(list(templates)) if len(templates) != 1 else templates[0]
+        return SubwordEncoder(tokenizer.to_str().encode()), tokenizer
+
+    def template(single: str) -> processors.PostProcessor:
+        return processors.TemplateProcessing(single=single, special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+
+    bytes_first = processors.ByteLevel(trim_offsets=False)
+    for templates, start in (
+        ([template("[CLS] $A [SEP]")], 2),
+        ([template("$A [SEP]")], None),
+        ([bytes_first, template("[SEP] $A")], 3),
+        ([bytes_first], None),
+        ([], None),
+    ):
+        encoder, theirs = encoder_with(*templates)
+        assert encoder.start_id == start
+        ids = encoder.encode(pa.array(["the cat"]))[0].as_py()
+        begins = [] if start is None else [start]
+        assert theirs.encode("the cat").ids[: len(begins) + len(ids)] == begins + ids
+    with pytest.raises(UserError, match=r"begins with the ids \[2, 3\]"):
+        _ = encoder_with(template("[CLS] [SEP] $A"))[0].start_id
+
+
 def test_an_added_token_that_tokenizers_numbers_otherwise_is_refused() -> None:
     flags = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
     added = [{"id": 9, "content": "<x>", "special": True, **flags}]

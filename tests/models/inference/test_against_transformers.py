@@ -11,12 +11,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import torch
-from tests.support.their_models import THEIRS, saved
 from transformers import AutoModelForCausalLM
 
 from seqmill.models import Engine, EngineSettings, Model, ModelConfig, Request, generate, load, score
 from seqmill.models.attention import Segments
 from seqmill.models.huggingface import export_huggingface
+from their_models import THEIRS, saved
 
 NEW = 64
 PAGE, PASS, AT_ONCE = 8, 48, 6  # small enough that prompts are cut, wait for each other and share pages

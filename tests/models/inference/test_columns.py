@@ -31,6 +31,15 @@ def test_a_column_gives_each_row_its_scores_and_its_embedding(decoder: Model, se
     assert [place for place, row in enumerate(batch["embedding"].to_pylist()) if row is not None] == full
 
 
+def test_an_id_before_all_rows_is_known_and_the_rest_is_predicted(decoder: Model, sequences: list[np.ndarray]) -> None:
+    rows = [None, [], *map(list, sequences), []]
+    column = pa.array([[1, 2], *rows], pa.list_(pa.uint16()))[1:]
+    begun = pa.array([[5, *row] if row else row for row in rows], pa.list_(pa.uint16()))
+    batch = read_column(decoder, column, "last", most_tokens=90, start=5)
+    assert batch.equals(read_column(decoder, begun, "last", most_tokens=90))
+    assert batch["tokens"].to_pylist() == [len(row) if row else 0 for row in rows]
+
+
 def test_a_column_of_large_lists_is_read_alike_and_no_rows_give_no_rows(decoder: Model) -> None:
     rows = [[1, 2, 3], [4, 5]]
     narrow, wide = (
