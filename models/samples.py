@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pyarrow as pa
 
 from seqmill.errors import UserError
+from seqmill.models.inference.beams import beam_search
 from seqmill.models.inference.generate import generate
 from seqmill.models.inference.requests import GeneratedSequence
 from seqmill.models.inference.settings import EngineSettings
@@ -30,6 +31,17 @@ class SampleConfig:
     samples: int = 1  # of every prompt
     stop: tuple[str, ...] = ()  # texts that end a continuation and are not part of it
     draft: str | None = None  # a name in inference.drafting.DRAFTERS
+    beams: int | None = None  # the likeliest continuations of a search with so many hypotheses, instead of draws
+    beam_groups: int = 1  # of the hypotheses
+    diversity: float = 0.0  # what a token costs for every time that an earlier group chose it, in nats
+
+    def __post_init__(self) -> None:
+        if self.beams is None:
+            return
+        if self.samples > self.beams:
+            raise UserError(f"samples = {self.samples} of beams = {self.beams}: a search finds no more than its beams")
+        if self.stop or self.draft is not None:
+            raise UserError("beams: stop texts and drafts are for draws; leave them out, or leave out beams")
 
 
 @dataclass(frozen=True)
@@ -46,14 +58,15 @@ def sample_texts(
     model: Model, encoder: "Encoder", prompts: Sequence[str], config: SampleConfig, start: int | None = None
 ) -> list[Sample]:
     """Continue texts, each up to the end of its document, a stop text or `max_new_tokens`; the samples of a prompt
-    follow one another. A prompt that cannot be continued says why, and the others go on.
+    follow one another, those of a search the best first. A prompt that cannot be continued says why, and the others go
+    on.
 
     Args:
         encoder: the tokenizer that the model was trained with, `seqmill.tokenizers_ext.load(folder)`.
         start: an id that stands before every prompt.
 
     Raises:
-        UserError: a setting is impossible, or stop texts are asked of windows of bits.
+        UserError: a setting is impossible, or stop texts or beams are asked of windows of bits.
     """
     from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder  # here, for it brings numba along
 
@@ -66,6 +79,8 @@ def sample_texts(
         texts = decode_texts(encoder, [one.tokens for one in found])
         texts = [text if one.text is None else _shown(one.text) for text, one in zip(texts, found, strict=True)]
         return _with_texts(each, texts, found)
+    if config.beams is not None:
+        raise UserError("beams: where a window of bits goes on is not searched for; leave it out with this tokenizer")
     if config.stop:
         raise UserError("stop: a window of bits begins and ends inside characters; leave it out with this tokenizer")
     healed = [encoder.heal(prompt) for prompt in ids]  # a text that goes on is cut otherwise where the prompt ends
@@ -124,6 +139,9 @@ def _continue(
     first_ids: Sequence[range] | None = None,
 ) -> list[GeneratedSequence]:
     """The new ids of every prompt, all samples of one after the other."""
+    stop_ids = [encoder.special_ids["eos"]] if "eos" in encoder.special_ids else []
+    if config.beams is not None:
+        return _search(model, prompts, stop_ids, config)
     return generate(
         model,
         prompts,
@@ -134,12 +152,42 @@ def _continue(
         min_p=config.min_p,
         seed=config.seed,
         samples=config.samples,
-        stop_ids=[encoder.special_ids["eos"]] if "eos" in encoder.special_ids else [],
+        stop_ids=stop_ids,
         stop_texts=config.stop,
         decode=lambda sequences: _decode(encoder, sequences),
         first_ids=first_ids,
         settings=EngineSettings(draft=config.draft),
     )
+
+
+def _search(
+    model: Model, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], config: SampleConfig
+) -> list[GeneratedSequence]:
+    """As _continue, by beam search."""
+    full = [prompt for prompt in prompts if prompt]
+    assert config.beams is not None
+    if config.beams > model.config.vocab_size:
+        raise UserError(f"beams = {config.beams}: the vocabulary has {model.config.vocab_size} ids to begin with")
+    searches = iter(
+        beam_search(
+            model,
+            full,
+            config.max_new_tokens,
+            beams=config.beams,
+            groups=config.beam_groups,
+            diversity=config.diversity,
+            stop_ids=stop_ids,
+        )
+    )
+    found = []
+    for place, prompt in enumerate(prompts):
+        if prompt:
+            best = next(searches)[: config.samples]
+            found += [GeneratedSequence(beam.tokens, beam.finish, len(prompt)) for beam in best]
+        else:
+            error = f"prompt {place} is empty, and there is nothing to go on from; give it at least one token"
+            found += [GeneratedSequence((), "error", 0, error)] * config.samples
+    return found
 
 
 def _with_texts(

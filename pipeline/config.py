@@ -50,6 +50,9 @@ class GenerateConfig:
     samples: int = 1  # continuations of every prompt
     stop: tuple[str, ...] = ()  # texts that end a continuation and are not part of it
     draft: str | None = None  # copy, recycle or suffix: propose tokens and verify several in one pass
+    beams: int | None = None  # the likeliest `samples` continuations of a search with so many, instead of draws
+    beam_groups: int = 1  # into which they are divided
+    diversity: float = 0.0  # what a token costs for every time that an earlier group chose it, in nats
     device: str = "auto"  # auto (CUDA where torch sees it), cpu, cuda
 
     def __post_init__(self) -> None:

@@ -49,7 +49,10 @@ def test_an_exported_run_is_read_by_transformers_and_by_us(seqmill_here: Call, r
     code, _, errors = seqmill_here("export", "run", "--out", "run")
     assert (code, "whose files would be lost" in errors) == (2, True)
     assert open_language_model(run).fingerprint != ours.fingerprint
-    assert seqmill_here("generate", "hub", "--prompts", "raw.jsonl", "--max-new-tokens", "2", "--json")[0] == 0
+    continued = ("generate", "hub", "--prompts", "raw.jsonl", "--max-new-tokens", "2", "--json")
+    assert seqmill_here(*continued)[0] == 0
+    found = json.loads(seqmill_here(*continued, "--beams", "3", "--samples", "2")[1])["samples"]
+    assert [sample["prompt"] for sample in found] == [text for text in TEXTS for _ in range(2)]
     for folder in ("run", "hub"):
         assert seqmill_here("score", folder, "tokens", "--out", f"by-{folder}", "--device", "cpu", *QUIET)[0] == 0
     scores = [read_arrow(Path(f"by-{folder}/part-00000.arrow"))["log_prob"].to_numpy() for folder in ("run", "hub")]

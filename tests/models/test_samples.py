@@ -1,6 +1,7 @@
 """Texts that a model writes behind prompts: from text to text, whatever the tokenizer."""
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -9,7 +10,7 @@ import torch
 
 from seqmill.compress.dictionary import Dictionary
 from seqmill.errors import UserError
-from seqmill.models import Model, ModelConfig, generate
+from seqmill.models import Model, ModelConfig, beam_search, generate
 from seqmill.models.evaluation.held_out import EvaluationConfig, HeldOut
 from seqmill.models.samples import Sample, SampleConfig, decode_texts, sample_beginnings, sample_texts
 from seqmill.packing import TokenStore
@@ -98,6 +99,41 @@ def test_samples_stop_at_a_text_and_follow_one_another_by_prompt(config: ModelCo
         assert (cut.finish == "stop") == (stop in full.continuation or full.finish == "stop")
     with pytest.raises(UserError, match="stop: a window of bits"):
         sample_texts(model, WINDOWS, ["the"], replace(CONFIG, stop=("a",)))
+
+
+def test_beams_are_the_likeliest_continuations_that_a_search_finds(config: ModelConfig) -> None:
+    encoder = ByteEncoder()
+    model = model_for(encoder, config)
+    prompts = ["ab", "", "the cat"]
+    how = replace(CONFIG, beams=4, beam_groups=2, diversity=0.5, samples=3, max_new_tokens=8)
+    found = sample_texts(model, encoder, prompts, how)
+    ids = [list(prompt.encode()) for prompt in prompts if prompt]
+    expected = beam_search(model, ids, 8, beams=4, groups=2, diversity=0.5, stop_ids=[encoder.special_ids["eos"]])
+    for prompt, beams in (("ab", expected[0]), ("the cat", expected[1])):
+        texts = [one.continuation for one in found if one.prompt == prompt]
+        assert texts == decode_texts(encoder, [beam.tokens for beam in beams[:3]])
+    assert [one.finish for one in found[3:6]] == ["error"] * 3
+    assert "prompt 1 is empty" in str(found[3].error)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"samples": 3}, "samples = 3 of beams = 2"),
+        ({"stop": ("a",)}, "stop texts and drafts are for draws"),
+        ({"draft": "copy"}, "stop texts and drafts are for draws"),
+    ],
+)
+def test_a_search_takes_no_settings_of_draws(settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        SampleConfig(beams=2, **settings)
+
+
+def test_windows_of_bits_and_more_beams_than_ids_are_refused(config: ModelConfig) -> None:
+    with pytest.raises(UserError, match=r"beams = 300: the vocabulary has \d+ ids"):
+        sample_texts(model_for(ByteEncoder(), config), ByteEncoder(), ["the"], replace(CONFIG, beams=300))
+    with pytest.raises(UserError, match="beams: where a window of bits goes on"):
+        sample_texts(model_for(WINDOWS, config), WINDOWS, ["the"], replace(CONFIG, beams=2))
 
 
 def test_a_prompt_without_a_token_says_so_and_the_others_go_on(config: ModelConfig) -> None:

@@ -112,6 +112,9 @@ def generate(
     draft: Annotated[
         str | None, typer.Option(help="copy, recycle or suffix: verify proposed tokens, the same text in fewer passes.")
     ] = None,
+    beams: Annotated[int | None, typer.Option(help="The best of a search with so many, instead of draws.")] = None,
+    beam_groups: Annotated[int, typer.Option(help="Groups of beams that avoid each other's tokens.")] = 1,
+    diversity: Annotated[float, typer.Option(help="How much so: nats for each earlier group's choice.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     out: Annotated[Path | None, typer.Option(help="An Arrow file for them, instead of printing.")] = None,
@@ -132,6 +135,9 @@ def generate(
         samples=samples,
         stop=tuple(stop or ()),
         draft=draft,
+        beams=beams,
+        beam_groups=beam_groups,
+        diversity=diversity,
         device=device,
     )
     found = continue_texts(checkpoint, config)
