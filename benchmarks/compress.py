@@ -29,6 +29,7 @@ from seqmill.compress.ratios import compressed_sizes
 from seqmill.errors import UserError
 
 from .support import corpus, vocabularies
+from .support.arguments import require_known
 from .support.rows import Row, row
 
 HELD_OUT = 8  # one document in so many
@@ -119,10 +120,8 @@ def run(
         UserError: a case or a system that does not exist, an impossible window, or too few documents.
         AssertionError: documents of a system do not come back.
     """
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, tuple(vocabularies.SYSTEMS), "system")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    require_known(cases, CASES, "case")
+    require_known(peers, vocabularies.SYSTEMS, "system")
     if not 9 <= window <= 20:
         raise UserError(f"--window {window}: dictionaries have windows of 9 to 20 bits here")
     systems = list(peers or vocabularies.SYSTEMS)

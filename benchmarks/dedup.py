@@ -12,9 +12,8 @@ machine is busy, read the rate per CPU second.
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -25,13 +24,15 @@ from seqmill.errors import UserError
 
 from .peers.protocol import BUDGETS, SAME_BANDS
 from .support import corpus, injected, mutated
+from .support.arguments import require_known
 from .support.kernels import band_keys_of, candidate_probability
-from .support.peers import PEERS, PeerError, System, installed, ours
+from .support.peers import PEERS, PeerError, System, described, ours
 from .support.quality import Truth, label_scores, merged, read_truth, similarity_scores
 from .support.rows import Row, row
+from .support.scratch import Scratch
+from .support.timing import best_seconds
 
 SAMPLE_BYTES = 8_000_000  # of text for rates of signatures; the slowest peer takes ten seconds
-REPEATS = 3
 SMALLEST, LARGEST = 10_000, 1_000_000  # documents of the scaling case, by factors of ten
 SIMILARITIES, PAIRS = (0.7, 0.8, 0.9), 4_000
 SIMILAR = 0.8
@@ -39,21 +40,13 @@ SEED = 1
 
 
 @dataclass
-class Bench:
-    """What the cases share: the documents, the systems, a scratch folder; notes say what is missing and why."""
+class Bench(Scratch):
+    """What the cases share: the documents, and the systems."""
 
-    scratch: Path
     documents: Path  # a documents folder
     truth: Truth | None
     most: int  # documents of the scaling case
     peers: list[tuple[System, dict[str, Any]]]  # with version and recipes
-    notes: list[str] = field(default_factory=list)
-    runs: int = 0
-
-    def folder(self) -> Path:
-        """A new name in the scratch folder."""
-        self.runs += 1
-        return self.scratch / f"run-{self.runs}"
 
     def json_lines(self) -> Path:
         """All documents as peers read them."""
@@ -80,10 +73,8 @@ def run(
     Raises:
         UserError: a case or a peer that does not exist, or too few documents.
     """
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, PEERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    require_known(cases, CASES, "case")
+    require_known(peers, PEERS, "peer")
     if documents < SMALLEST:
         raise UserError(f"--documents {documents}: the scaling case starts at {SMALLEST:,}")
     with tempfile.TemporaryDirectory() as folder:
@@ -92,17 +83,8 @@ def run(
         bench = Bench(scratch, ingested, read_truth(truth) if truth else None, documents, [])
         chosen = cases or tuple(CASES)
         if {"signatures", "whole", "quality"} & set(chosen):
-            _find_peers(bench, peers)
+            bench.peers += described(peers, "run", scratch, bench.notes)
         return {"rows": [one for name in chosen for one in CASES[name](bench)], "notes": bench.notes}
-
-
-def _find_peers(bench: Bench, names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            system = installed(name)
-            bench.peers.append((system, system.ask(bench.folder(), "describe").result))
-        except PeerError as error:
-            bench.notes.append(str(error))
 
 
 def _signatures(bench: Bench) -> Iterator[Row]:
@@ -113,10 +95,8 @@ def _signatures(bench: Bench) -> Iterator[Row]:
     def rate(system: str, seconds: float) -> Row:
         return row("signatures, 112 permutations", system, megabytes / seconds, "MB/s/core", True)
 
-    yield rate("seqmill", _best_seconds(lambda: band_keys_of(texts)))
-    path = corpus.write_json_lines(
-        bench.folder().with_suffix(".jsonl"), [str(k) for k in range(len(texts))], texts.to_pylist()
-    )
+    yield rate("seqmill", best_seconds(lambda: band_keys_of(texts)))
+    path = corpus.write_numbered(bench.folder().with_suffix(".jsonl"), texts.to_pylist())
     for system, told in bench.peers:
         try:
             answer = system.ask(bench.folder(), "signatures", path)
@@ -124,17 +104,7 @@ def _signatures(bench: Bench) -> Iterator[Row]:
             bench.notes.append(str(error))
             continue
         for variant, seconds in answer.result["seconds"].items():
-            yield rate(f"{system.name} {told['version']} {variant}".rstrip(), seconds)
-
-
-def _best_seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
+            yield rate(system.label(told["version"], variant), seconds)
 
 
 def _whole(bench: Bench) -> Iterator[Row]:
@@ -162,7 +132,7 @@ def _whole(bench: Bench) -> Iterator[Row]:
 def _compile(bench: Bench) -> None:
     """Let numba compile what dedup needs, once, as an installation has done after its first run."""
     texts = corpus.texts_of(bench.documents).slice(0, 100).to_pylist()
-    path = corpus.write_json_lines(bench.folder().with_suffix(".jsonl"), [str(k) for k in range(len(texts))], texts)
+    path = corpus.write_numbered(bench.folder().with_suffix(".jsonl"), texts)
     ours().ask(bench.folder(), "dedup", path, SAME_BANDS)
 
 

@@ -37,6 +37,7 @@ from seqmill.errors import UserError
 from seqmill.tokenizers_ext.equal_info import EqualInfoEncoder
 from seqmill.tokenizers_ext.kmer import KmerConfig, KmerEncoder
 
+from .support.arguments import require_known
 from .support.rows import Row, row
 from .support.taxonomy import Task, read_genes, task
 
@@ -68,9 +69,7 @@ def run(cases: Sequence[str] = (), data: Path | None = None, documents: int = GE
     Raises:
         UserError: a case that does not exist, or no genes for it.
     """
-    for name in cases:
-        if name not in CASES:
-            raise UserError(f"there is no case {name!r}; choose from {', '.join(CASES)}")
+    require_known(cases, CASES, "case")
     if data is None:
         return {"rows": [], "notes": ["no genes: give --data FASTA with lineages behind a tab in its headers"]}
     genes = read_genes(data)

@@ -36,6 +36,8 @@ from seqmill.errors import UserError
 from seqmill.models.config import preset_config
 
 from .support import corpus
+from .support.arguments import require_known
+from .support.devices import one_thread
 from .support.rows import Row, row
 from .support.small_runs import Point, Stream, flops_per_token, train
 from .support.window_arms import ARMS, Source
@@ -131,9 +133,7 @@ def run(
     Raises:
         UserError: an arm or a device that does not exist, nothing to train, or too little text.
     """
-    for name in arms:
-        if name not in ARMS:
-            raise UserError(f"there is no arm {name!r}; choose from {', '.join(ARMS)}")
+    require_known(arms, ARMS, "arm")
     if device not in NOMINAL_FLOPS or (device == "cuda" and not torch.cuda.is_available()):
         raise UserError(f"--device {device}: cpu is possible, and cuda where torch sees it")
     if minutes <= 0 or seeds < 1:
@@ -142,15 +142,10 @@ def run(
     learned, trained, held_out = _parts(data or corpus.EXAMPLES, sizes)
     chosen = [name for name in ARMS if name in (arms or ARMS)]
     budget = minutes * 60 * NOMINAL_FLOPS[device] / (len(chosen) * seeds)
-    threads = torch.get_num_threads()
-    if device == "cpu":
-        torch.set_num_threads(1)  # sums are then taken in one order
-    try:
+    with one_thread(device):  # sums are then taken in one order
         results = _experiment(
             chosen, Source(learned, sizes.order), trained, held_out, sizes.preset, budget, seeds, device
         )
-    finally:
-        torch.set_num_threads(threads)
     sizes_of = [f"{_size(part) / 1e6:.3f} MB" for part in (learned, trained, held_out)]
     text = min(point.bytes for point in results[chosen[0]].at_bytes)
     notes = [

@@ -20,16 +20,14 @@ from statistics import median
 from typing import Any
 
 import numpy as np
-import torch
 
 from seqmill.errors import UserError
 from seqmill.models import Engine, EngineSettings, Model, Request, Sampling, load
-from seqmill.models.checkpoint import require_device
-from seqmill.models.config import PRESETS
 from seqmill.models.inference.drafting import DRAFTERS
 
-from .prefill import LONGEST, MODELS, MOST_BYTES, VOCABULARY, prepare_model
-from .support import corpus
+from .support.arguments import require_documents, require_known
+from .support.devices import one_thread, require_measured
+from .support.generating import LONGEST, MODELS, model_and_documents, require_model
 from .support.rows import Row, row
 
 TURNS = 3
@@ -72,36 +70,20 @@ def run(
     Raises:
         UserError: a case, model or device that does not exist, or too little data.
     """
-    for name in cases:
-        if name not in CASES:
-            raise UserError(f"there is no case {name!r}; choose from {', '.join(CASES)}")
-    if device not in MODELS:
-        raise UserError(f"--device {device}: generation is measured on {' and '.join(MODELS)}")
-    require_device(device)
-    count = PROMPTS[device] if documents is None else documents
-    if count < 1:
-        raise UserError(f"--documents {count}: there is nothing to read; give 1 or more")
-    name = model or MODELS[device]
-    if name not in PRESETS and not Path(name).is_dir():
-        raise UserError(f"--model {name}: neither a folder nor a preset; presets are {', '.join(PRESETS)}")
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1 if device == "cpu" else threads)
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            texts = corpus.even_sample(
-                corpus.texts_of(corpus.ingested(data or corpus.EXAMPLES, Path(folder) / "all")), MOST_BYTES
-            )
-            weights, encoder = prepare_model(Path(folder) / "model", name, texts, VOCABULARY[device])
-            stream = [token for ids in encoder.encode(texts).to_pylist() for token in ids]
-            if len(stream) <= LONGEST:
-                raise UserError(f"--data {data}: has {len(stream)} tokens, more than {LONGEST} are needed")
-            bench = Bench(load(weights, device), np.array(stream), count)
-            rows, notes = list[Row](), list[str]()
-            for case in cases or CASES:
-                rows += CASES[case](bench, f"{Path(name).name}, {case}", notes)
-            return {"rows": rows, "notes": notes}
-    finally:
-        torch.set_num_threads(threads)
+    require_known(cases, CASES, "case")
+    require_measured(device, MODELS, "generation is")
+    count = require_documents(PROMPTS[device] if documents is None else documents)
+    name = require_model(model or MODELS[device])
+    with one_thread(device), tempfile.TemporaryDirectory() as folder:
+        weights, read = model_and_documents(Path(folder), name, data, device)
+        tokens = sum(map(len, read))
+        if tokens <= LONGEST:
+            raise UserError(f"--data {data}: has {tokens} tokens, more than {LONGEST} are needed")
+        bench = Bench(load(weights, device), np.concatenate(read), count)
+        rows, notes = list[Row](), list[str]()
+        for case in cases or CASES:
+            rows += CASES[case](bench, f"{Path(name).name}, {case}", notes)
+        return {"rows": rows, "notes": notes}
 
 
 @dataclass(frozen=True, eq=False)

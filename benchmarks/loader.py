@@ -11,7 +11,7 @@ cache. All systems shuffle, each in its own way: over everything (ours, random a
 
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +19,10 @@ import numpy as np
 
 from seqmill.errors import UserError
 
-from .support.peers import LOADERS, PeerError, System, installed, ours
+from .support.arguments import require_documents, require_known
+from .support.peers import LOADERS, OURS, PeerError, System, system_of
 from .support.rows import Row, row
+from .support.scratch import Scratch
 
 DOCUMENTS = 44_400  # of 739 tokens on average: about 2,000 batches
 ROW, BATCH = 2048, 8
@@ -30,18 +32,10 @@ SEED = 1
 
 
 @dataclass
-class Bench:
-    """What the cases share; notes say what is missing and why."""
+class Bench(Scratch):
+    """What the cases share: the systems that have the corpus in their formats."""
 
-    scratch: Path
     systems: list[tuple[System, str, Path]] = field(default_factory=list)  # with version, and its data
-    notes: list[str] = field(default_factory=list)
-    runs: int = 0
-
-    def folder(self) -> Path:
-        """A new name in the scratch folder."""
-        self.runs += 1
-        return self.scratch / f"run-{self.runs}"
 
 
 def run(
@@ -59,16 +53,13 @@ def run(
     Raises:
         UserError: a case or a peer that does not exist, or documents that do not fill a batch.
     """
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, LOADERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
-    if documents < 1:
-        raise UserError(f"--documents {documents}: there is nothing to read; give 1 or more")
+    require_known(cases, CASES, "case")
+    require_known(peers, LOADERS, "peer")
+    require_documents(documents)
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(Path(folder))
         corpus = write_corpus(bench.folder(), documents)
-        for name in ("seqmill", *peers):
+        for name in (OURS, *peers):
             _prepare(bench, name, corpus)
         return {"rows": [one for name in cases or CASES for one in CASES[name](bench)], "notes": bench.notes}
 
@@ -98,7 +89,7 @@ def _prepare(bench: Bench, name: str, corpus: Path) -> None:
     """Write the corpus in the format of a system; a peer that cannot becomes a note."""
     data = bench.folder()
     try:
-        system = replace(ours() if name == "seqmill" else installed(name), tasks="read")
+        system = system_of(name, "read")
         answer = system.ask(bench.folder(), "prepare", corpus, data)
     except PeerError as error:
         bench.notes.append(str(error))
@@ -118,7 +109,7 @@ def _reading(case: str, workers: int) -> Callable[[Bench], Iterator[Row]]:
                 continue
             for variant, found in answer.result["variants"].items():
                 speed = found["tokens"] / found["seconds"] / 1e6
-                yield row(case, _label(system, version, variant), speed, "M tokens/s", True)
+                yield row(case, system.label(version, variant), speed, "M tokens/s", True)
 
     return measure
 
@@ -130,16 +121,10 @@ def _resume(bench: Bench) -> Iterator[Row]:
             for variant in system.ask(bench.folder(), "describe").result["variants"]:
                 state = system.ask(bench.folder(), "save", data, STEP, variant).folder / "state.json"
                 answer = system.ask(bench.folder(), "resume", data, state, variant)
-                case, label = f"first batch at step {STEP:,}", _label(system, version, variant)
+                case, label = f"first batch at step {STEP:,}", system.label(version, variant)
                 yield row(case, label, answer.result["seconds"], "s", False)
         except PeerError as error:
             bench.notes.append(f"resume: {error}")
-
-
-def _label(system: System, version: str, variant: str) -> str:
-    if system.name == "seqmill":
-        return system.name
-    return f"{system.name} {version} {variant}".strip()
 
 
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {

@@ -18,15 +18,14 @@ shape; its "layer" is gradient checkpointing.
 import json
 import tempfile
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from seqmill.errors import UserError
-from seqmill.models.checkpoint import require_device
 from seqmill.models.config import find_preset
 
-from .support.peers import DECODERS, PeerError, System, installed, ours
+from .support.arguments import require_known
+from .support.devices import require_measured
+from .support.peers import DECODERS, OURS, PeerError, System, described, system_of
 from .support.rows import Row, row
 
 GIB = 1 << 30
@@ -65,13 +64,9 @@ def run(
     Raises:
         UserError: a case, peer, preset or device that does not exist.
     """
-    if device not in LENGTHS:
-        raise UserError(f"--device {device}: memory is measured on {' and '.join(LENGTHS)}")
-    require_device(device)
-    for given, known, what in ((cases, CASES[device], f"case on {device}"), (peers, DECODERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    require_measured(device, LENGTHS, "memory is")
+    require_known(cases, CASES[device], f"case on {device}")
+    require_known(peers, DECODERS, "peer")
     preset = model or MODELS[device]
     found = find_preset(preset).model
     shape = json.dumps({"vocab_size": VOCABULARY[device], **{name: getattr(found, name) for name in SHAPE}})
@@ -93,15 +88,9 @@ def run(
 
 def _systems(scratch: Path, peers: Sequence[str], notes: list[str]) -> Iterator[tuple[System, str, Sequence[str]]]:
     """Each system that is there, how it is shown, and its ways; ours first."""
-    yield replace(ours(), tasks="step"), "seqmill", ON_CUDA
-    for name in peers:
-        try:
-            system = replace(installed(name), tasks="step")
-            told = system.ask(scratch / f"describe-{name}", "describe").result
-        except PeerError as error:
-            notes.append(str(error))
-            continue
-        yield system, f"{name} {told['version']}", told["variants"]
+    yield system_of(OURS, "step"), OURS, ON_CUDA
+    for system, told in described(peers, "step", scratch, notes):
+        yield system, f"{system.name} {told['version']}", told["variants"]
 
 
 def _measured(

@@ -12,16 +12,14 @@ source package is built with crates that a machine without a registry of those c
 """
 
 import tempfile
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from seqmill.errors import UserError
 from seqmill.packing import TokenStore, pack_settings, plan, write_rows
 from seqmill.pipeline.executors import LocalExecutor
 from seqmill.pipeline.progress import Silent
@@ -29,33 +27,27 @@ from seqmill.pipeline.tokenize import TokenizeConfig, tokenize
 from seqmill.tokenizers_ext import save_byte
 
 from .support import corpus
-from .support.peers import PACKERS, PeerError, System, installed, ours
+from .support.arguments import require_documents, require_known
+from .support.peers import OURS, PACKERS, PeerError, System, described, system_of
 from .support.rows import Row, row
+from .support.scratch import Scratch
+from .support.timing import best_seconds
 
 DOCUMENTS, MOST_FOR_PEERS = 1_000_000, 1_000_000
 CAPACITIES = (2048, 8192, 32768)
 WHOLE, IN_ORDER = ("best-fit-decreasing",), ("windowed", "concat", "first-fit")
-REPEATS = 3
 SEED = 1
 
 Int64s = npt.NDArray[np.int64]
 
 
 @dataclass
-class Bench:
-    """What the cases share; notes say what is missing and why."""
+class Bench(Scratch):
+    """What the cases share: the documents, how many are packed, and the peers."""
 
-    scratch: Path
     documents: Path  # a documents folder
     count: int
     peers: list[tuple[System, str]]  # with version
-    notes: list[str] = field(default_factory=list)
-    runs: int = 0
-
-    def folder(self) -> Path:
-        """A new name in the scratch folder."""
-        self.runs += 1
-        return self.scratch / f"run-{self.runs}"
 
     def lengths(self) -> Iterator[tuple[str, Int64s]]:
         """Name and lengths of the corpora, in tokens."""
@@ -83,12 +75,9 @@ def run(
     Raises:
         UserError: a case or a peer that does not exist, or no documents.
     """
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, PACKERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
-    if documents < 1:
-        raise UserError(f"--documents {documents}: there is nothing to pack; give 1 or more")
+    require_known(cases, CASES, "case")
+    require_known(peers, PACKERS, "peer")
+    require_documents(documents, "pack")
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         ingested = corpus.ingested(data or corpus.EXAMPLES, scratch / "documents")
@@ -103,12 +92,8 @@ def _find_peers(bench: Bench, names: Sequence[str]) -> None:
     if names and bench.count > MOST_FOR_PEERS:
         bench.notes.append(f"without peers, which are given {MOST_FOR_PEERS:,} documents at most")
         return
-    for name in names:
-        try:
-            system = replace(installed(name), tasks="plan")
-            bench.peers.append((system, system.ask(bench.folder(), "describe").result["version"]))
-        except PeerError as error:
-            bench.notes.append(str(error))
+    found = described(names, "plan", bench.scratch, bench.notes)
+    bench.peers += [(system, told["version"]) for system, told in found]
 
 
 def _plan(bench: Bench) -> Iterator[Row]:
@@ -138,7 +123,7 @@ def _compared(
     lower_bound = -(-int(pieces.sum()) // capacity)
     path = bench.folder().with_suffix(".npy")
     np.save(path, pieces)
-    mine = replace(ours(), tasks="plan")
+    mine = system_of(OURS, "plan")
     plans = [
         (f"seqmill {algorithm}, {cores}", replace(mine, one_core=cores == "one core"), (algorithm,))
         for algorithm in algorithms
@@ -175,15 +160,17 @@ def _write(bench: Bench) -> Iterator[Row]:
     tokenize(bench.documents, bench.scratch / "bytes", TokenizeConfig(), tokens, LocalExecutor(1), Silent())
     store = TokenStore.open(tokens)
     for algorithm in (*WHOLE, "concat"):
-        packed = plan(store.lengths, CAPACITIES[0], algorithm=algorithm)
-        settings = pack_settings(packed, store)
-        times = []
-        for _ in range(REPEATS + 1):  # the first one loads code
-            began = time.perf_counter()
-            write_rows(bench.folder().with_suffix(".arrow"), packed, 0, packed.rows, store, settings)
-            times.append(time.perf_counter() - began)
-        megabytes = packed.tokens * store.dtype.itemsize / 1e6
-        yield row(f"rows of {CAPACITIES[0]} written, {algorithm}", "seqmill", megabytes / min(times[1:]), "MB/s", True)
+        yield _written(bench, store, algorithm)
+
+
+def _written(bench: Bench, store: TokenStore, algorithm: str) -> Row:
+    packed = plan(store.lengths, CAPACITIES[0], algorithm=algorithm)
+    settings = pack_settings(packed, store)
+    seconds = best_seconds(
+        lambda: write_rows(bench.folder().with_suffix(".arrow"), packed, 0, packed.rows, store, settings)
+    )
+    megabytes = packed.tokens * store.dtype.itemsize / 1e6
+    return row(f"rows of {CAPACITIES[0]} written, {algorithm}", "seqmill", megabytes / seconds, "MB/s", True)
 
 
 CASES: dict[str, Callable[[Bench], Iterator[Row]]] = {"plan": _plan, "order": _in_order, "write": _write}

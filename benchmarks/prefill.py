@@ -16,38 +16,26 @@ is the median over the turns.
 import json
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from seqmill.errors import UserError
-from seqmill.models import Model, load
-from seqmill.models.checkpoint import require_device
-from seqmill.models.config import PRESETS, preset_config
-from seqmill.models.huggingface import export_huggingface, is_huggingface
-from seqmill.pipeline.model_steps import tokenizer_of
-from seqmill.tokenizers_ext import Encoder, train_bpe
-from seqmill.tokenizers_ext import load as load_tokenizer
-from seqmill.tokenizers_ext.subword import SubwordEncoder
 
-from .support import corpus
-from .support.peers import GENERATORS, PeerError, System, installed, ours
+from .support.arguments import require_documents, require_known
+from .support.contenders import Contender, find_contenders, room_rows, speed_rows, take_turns
+from .support.devices import require_measured
+from .support.generating import LONGEST, MODELS, Ids, model_and_documents, require_model
+from .support.peers import GENERATORS
 from .support.rows import Row, row
 
-MODELS = {"cpu": "tiny", "cuda": "124m"}
-VOCABULARY = {"cpu": 8192, "cuda": 32_768}
 PROMPTS = {"cpu": 64, "cuda": 512}
 BATCH = {"cpu": 16, "cuda": 64}  # prompts that go through padded together
 TURNS = 3
-MOST_BYTES = 4_000_000  # of text
-LONGEST = 2048  # tokens
 SEED = 1
-
-Ids = np.ndarray
 
 
 @dataclass(frozen=True)
@@ -88,15 +76,6 @@ CASES: Mapping[str, Case] = {
 }
 
 
-@dataclass(frozen=True)
-class Contender:
-    """One way of one system to go through prompts."""
-
-    system: System
-    variant: str
-    label: str
-
-
 def run(
     data: Path | None = None,
     cases: Sequence[str] = (),
@@ -118,51 +97,23 @@ def run(
     Raises:
         UserError: a case, peer, model or device that does not exist, or data without a document.
     """
-    if device not in MODELS:
-        raise UserError(f"--device {device}: prompts are measured on {' and '.join(MODELS)}")
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, GENERATORS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
-    count = PROMPTS[device] if documents is None else documents
-    if count < 1:
-        raise UserError(f"--documents {count}: there is nothing to read; give 1 or more")
-    require_device(device)
-    name = model or MODELS[device]
-    if name not in PRESETS and not Path(name).is_dir():
-        raise UserError(f"--model {name}: neither a folder nor a preset; presets are {', '.join(PRESETS)}")
+    require_measured(device, MODELS, "prompts are")
+    require_known(cases, CASES, "case")
+    require_known(peers, GENERATORS, "peer")
+    count = require_documents(PROMPTS[device] if documents is None else documents)
+    name = require_model(model or MODELS[device])
     rows: list[Row] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
-        texts = corpus.even_sample(
-            corpus.texts_of(corpus.ingested(data or corpus.EXAMPLES, scratch / "all")), MOST_BYTES
-        )
-        weights, encoder = prepare_model(scratch / "model", name, texts, VOCABULARY[device])
-        read = [np.array(ids, np.int64) for ids in encoder.encode(texts).to_pylist() if ids]
+        weights, read = model_and_documents(scratch, name, data, device)
         if not read:
             raise UserError(f"--data {data}: there is no document with a token; give more text")
-        contenders = list(_contenders(scratch, peers, notes))
+        contenders = find_contenders(scratch, "prefill", peers, notes)
         for case in cases or CASES:
             work = write_work(scratch / case / "work", weights, CASES[case](read, count), BATCH[device])
             rows += _case(scratch / case, f"{Path(name).name}, {case}", contenders, work, device, notes)
     return {"rows": rows, "notes": notes}
-
-
-def prepare_model(folder: Path, name: str, texts: pa.Array, vocab_size: int) -> tuple[Path, Encoder]:
-    """A folder that transformers and we read, and the tokenizer of a model.
-
-    Args:
-        name: a preset, which gets random weights and a BPE of `texts` with `vocab_size` ids; or a folder.
-    """
-    if name in PRESETS:
-        encoder = SubwordEncoder(train_bpe([texts], vocab_size))
-        export_huggingface(Model(preset_config(name, encoder.vocab_size), SEED), folder)
-        return folder, encoder
-    given = Path(name).absolute()
-    if not is_huggingface(given):
-        export_huggingface(load(given), folder)
-    return given if is_huggingface(given) else folder, load_tokenizer(tokenizer_of(given))
 
 
 def write_work(work: Path, weights: Path, workload: Workload, batch: int) -> Path:
@@ -175,48 +126,19 @@ def write_work(work: Path, weights: Path, workload: Workload, batch: int) -> Pat
     return work
 
 
-def _contenders(scratch: Path, peers: Sequence[str], notes: list[str]) -> Iterator[Contender]:
-    """Every way of every system that is there; ours first."""
-    for name in ("seqmill", *peers):
-        try:
-            system = replace(ours() if name == "seqmill" else installed(name), tasks="prefill")
-            told = system.ask(scratch / f"describe-{name}", "describe").result
-        except PeerError as error:
-            notes.append(str(error))
-            continue
-        for variant in told["variants"]:
-            label = name if name == "seqmill" else f"{name} {told['version']} {variant}"
-            yield Contender(system, variant, label)
-
-
 def _case(
     folder: Path, shown: str, contenders: Sequence[Contender], work: Path, device: str, notes: list[str]
 ) -> Iterator[Row]:
     """All figures of one case."""
-    answers: dict[str, list[dict[str, Any]]] = {}
-    failed: set[str] = set()
-    for turn in range(TURNS):
-        for one in contenders:
-            if one.label in failed:
-                continue
-            system = replace(one.system, one_core=device == "cpu")
-            at = folder / f"{one.label.replace(' ', '-')}-{turn}"
-            try:
-                answer = system.ask(at, "generate", one.variant, work, device)
-            except PeerError as error:
-                failed.add(one.label)
-                notes.append(f"{shown}: {one.label} could not be measured: {error}")
-                continue
-            answers.setdefault(one.label, []).append(answer.result)
+    found = take_turns(contenders, TURNS, folder, device == "cpu", "generate", work, device)
+    notes += [f"{shown}: {label} could not be measured: {error}" for label, error in found.failed.items()]
     with np.load(work / "prompts.npz") as arrays:
         lengths = arrays["lengths"]
-    threads = sorted({found["threads"] for of_one in answers.values() for found in of_one})
     notes.append(
         f"{shown}: {len(lengths)} prompts of {lengths.min()} to {lengths.max()} tokens, {lengths.sum()} in all; "
-        f"threads {', '.join(map(str, threads))}; {TURNS} turns each"
+        f"threads {found.threads}; {TURNS} turns each"
     )
-    measured = {label: found for label, found in answers.items() if label not in failed}
-    yield from figures(shown, measured, int(lengths.sum()), notes)
+    yield from figures(shown, found.whole, int(lengths.sum()), notes)
 
 
 def figures(
@@ -233,14 +155,10 @@ def figures(
             notes.append(
                 f"{shown}: {other} of {len(reference)} prompts go on with other tokens in {label} than in ours"
             )
-        speed = median(prompt_tokens / found["seconds"] for found in turns)
-        yield row(f"{shown}: speed", label, speed, "prompt tokens/s", True)
+        yield from speed_rows(shown, label, answers, prompt_tokens, "prompt tokens/s", own)
         if label != own:
-            ratio = median(found["seconds"] / ours["seconds"] for found, ours in zip(turns, answers[own], strict=True))
-            yield row(f"{shown}: {own} beside this one", label, ratio, "x", True)
             yield row(f"{shown}: other tokens than ours", label, other, "prompts", False)
         for percent in (50, 95):
             wait = median(float(np.percentile(found["first_seconds"], percent)) for found in turns)
             yield row(f"{shown}: time to first token, p{percent}", label, wait, "s", False)
-        yield row(f"{shown}: padding", label, 100 * turns[0]["padding_share"], "% of places", False)
-        yield row(f"{shown}: peak memory", label, max(found["peak_bytes"] for found in turns) / 1e6, "MB", False)
+        yield from room_rows(shown, label, turns)

@@ -6,30 +6,17 @@ Every figure is the best of three, after one warm-up.
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-REPEATS = 3
-
-Row = dict[str, object]
+from .support.rows import Row, row
+from .support.timing import best_seconds
 
 
 def run() -> dict[str, list[Row]]:
     """Rows of all cases; each is one system on one case."""
     with tempfile.TemporaryDirectory() as scratch:
         return {"rows": _executor_start(Path(scratch))}
-
-
-def _best_seconds(work: Callable[[], object]) -> float:
-    work()
-    times = []
-    for _ in range(REPEATS):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return min(times)
 
 
 def _executor_start(scratch: Path) -> list[Row]:
@@ -44,7 +31,5 @@ def _executor_start(scratch: Path) -> list[Row]:
             command = [sys.executable, "-m", "seqmill", "ingest", str(short), "--out", out, "--executor", executor]
             subprocess.run([*command, "--workers", "1", "--quiet"], check=True, capture_output=True)
 
-        value = round(_best_seconds(work), 2)
-        rows.append({"case": "start and one empty stage", "system": system, "value": value, "unit": "s"})
-        rows[-1]["higher_is_better"] = False
+        rows.append(row("start and one empty stage", system, round(best_seconds(work), 2), "s", False))
     return rows

@@ -17,7 +17,7 @@ import random
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,11 @@ from seqmill.storage import read_json
 from seqmill.tokenizers_ext import KmerConfig, copy_artifact, save_kmer, save_subword
 
 from .support import corpus
+from .support.arguments import require_known
 from .support.merging import merging_rows
-from .support.peers import TOKENIZERS, Answer, PeerError, System, installed, ours
+from .support.peers import TOKENIZERS, Answer, PeerError, System, described, ours, system_of
 from .support.rows import Row, row
+from .support.scratch import Scratch
 
 VOCAB_SIZE = 32_000
 SHORT_BYTES, SHORT_DOCUMENTS = 100, 1_000_000
@@ -41,27 +43,19 @@ Texts = list[str]
 
 
 @dataclass
-class Bench:
-    """What the cases share: the text, the systems, a scratch folder; notes say what is missing and why."""
+class Bench(Scratch):
+    """What the cases share: the text, and the systems."""
 
-    scratch: Path
     texts: Texts
     ranks: Path | None
     dna: Path | None
     short: int  # documents of the case `short`
     peers: list[tuple[System, str]]  # with version
-    notes: list[str] = field(default_factory=list)
-    runs: int = 0
     vocabulary: Path | None = None
-
-    def folder(self) -> Path:
-        """A new name in the scratch folder."""
-        self.runs += 1
-        return self.scratch / f"run-{self.runs}"
 
     def write(self, texts: Texts) -> Path:
         """Texts as drivers read them."""
-        return corpus.write_json_lines(self.folder().with_suffix(".jsonl"), [str(k) for k in range(len(texts))], texts)
+        return corpus.write_numbered(self.folder().with_suffix(".jsonl"), texts)
 
     def trained(self) -> Path:
         """The artifact of a BPE trained on the corpus, once."""
@@ -102,10 +96,8 @@ def run(
         UserError: a case, a peer or a file that does not exist.
         AssertionError: a system's ids or decoded bytes are not those of the others.
     """
-    for given, known, what in ((cases, tuple(CASES), "case"), (peers, TOKENIZERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    require_known(cases, CASES, "case")
+    require_known(peers, TOKENIZERS, "peer")
     for flag, path in (("--ranks", ranks), ("--dna", dna)):
         if path and not path.is_file():
             raise UserError(f"{flag} {path}: there is no such file")
@@ -113,22 +105,14 @@ def run(
         scratch = Path(folder)
         texts = corpus.texts_of(corpus.ingested(data or corpus.EXAMPLES, scratch / "documents")).to_pylist()
         bench = Bench(scratch, texts, ranks and ranks.absolute(), dna and dna.absolute(), documents, [])
-        _find_peers(bench, peers)
+        found = described(peers, "encode", scratch, bench.notes)
+        bench.peers += [(system, told["version"]) for system, told in found]
         return {"rows": [one for name in cases or CASES for one in CASES[name](bench)], "notes": bench.notes}
 
 
 def seqmill(one_core: bool) -> System:
     """This project, driven as its peers are."""
     return replace(ours(), tasks="encode", one_core=one_core)
-
-
-def _find_peers(bench: Bench, names: Sequence[str]) -> None:
-    for name in names:
-        try:
-            system = replace(installed(name), tasks="encode")
-            bench.peers.append((system, system.ask(bench.folder(), "describe").result["version"]))
-        except PeerError as error:
-            bench.notes.append(str(error))
 
 
 def _encode(bench: Bench) -> Iterator[Row]:
@@ -191,7 +175,7 @@ def _kmers(bench: Bench) -> Iterator[Row]:
     for k in KMERS:
         tokenizer = bench.folder()
         save_kmer(tokenizer, KmerConfig(k))
-        python = replace(installed("python"), tasks="encode")
+        python = system_of("python", "encode")
         version = python.ask(bench.folder(), "describe").result["version"]
         systems = [(python, version), *(pair for pair in bench.peers if pair[0].name == "tokenizers")]
         yield from _compared(bench, "encode", f"encode DNA, k = {k}", path, tokenizer, True, size, "MB/s", systems)

@@ -15,9 +15,7 @@ first update is not that of seqmill no speed is shown.
 import json
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
-from statistics import median
 from typing import Any
 
 import numpy as np
@@ -25,7 +23,6 @@ import numpy as np
 from seqmill.errors import UserError
 from seqmill.manifest import open_manifest
 from seqmill.models import Model
-from seqmill.models.checkpoint import require_device
 from seqmill.models.config import find_preset, preset_config
 from seqmill.models.huggingface import export_huggingface
 from seqmill.packing import PackedDataset
@@ -36,7 +33,10 @@ from seqmill.pipeline.tokenize import TokenizeConfig, tokenize
 from seqmill.pipeline.train_tokenizer import TokenizerConfig, train_tokenizer
 
 from .support import corpus
-from .support.peers import TRAINERS, PeerError, System, installed, ours
+from .support.arguments import require_known
+from .support.contenders import Contender, find_contenders, room_rows, speed_rows, take_turns
+from .support.devices import require_measured
+from .support.peers import TRAINERS
 from .support.rows import Row, row
 
 MODELS = {"cpu": "tiny", "cuda": "124m"}
@@ -52,15 +52,6 @@ RATE_SHARE = 0.2  # of the preset's peak rate: it is the same from the first upd
 BETAS, WEIGHT_DECAY, CLIP = (0.9, 0.95), 0.1, 1.0
 SAME_LOSS = 1e-4  # relative, in the first update
 CASES = {"cpu": ("one-thread", "all-threads"), "cuda": ("cuda",)}
-
-
-@dataclass(frozen=True)
-class Contender:
-    """One way of one system to train."""
-
-    system: System
-    variant: str
-    label: str
 
 
 def run(
@@ -82,21 +73,17 @@ def run(
     Raises:
         UserError: a case, peer, preset or device that does not exist, or data that does not fill the updates.
     """
-    if device not in CASES:
-        raise UserError(f"--device {device}: training is measured on {' and '.join(CASES)}")
-    for given, known, what in ((cases, CASES[device], f"case on {device}"), (peers, TRAINERS, "peer")):
-        for name in given:
-            if name not in known:
-                raise UserError(f"there is no {what} {name!r}; choose from {', '.join(known)}")
+    require_measured(device, CASES, "training is")
+    require_known(cases, CASES[device], f"case on {device}")
+    require_known(peers, TRAINERS, "peer")
     preset = model or MODELS[device]
     find_preset(preset)
-    require_device(device)
     rows: list[Row] = []
     notes: list[str] = []
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         targets = write_work(scratch / "work", data or corpus.EXAMPLES, device, preset)
-        contenders = list(_contenders(scratch, peers, notes))
+        contenders = find_contenders(scratch, "train", peers, notes)
         for case in cases or CASES[device]:
             rows += _case(scratch / case, case, preset, contenders, targets, notes)
     return {"rows": rows, "notes": notes}
@@ -146,8 +133,8 @@ def _packed(work: Path, data: Path, vocab_size: int) -> Path:
     """Some of the documents, cut at the end of a row, in rows."""
     work.mkdir(parents=True)
     executor, progress = LocalExecutor(1), Silent()
-    texts = corpus.even_sample(corpus.texts_of(corpus.ingested(data, work / "all")), MOST_BYTES).to_pylist()
-    lines = corpus.write_json_lines(work / "texts.jsonl", [str(k) for k in range(len(texts))], texts)
+    texts = corpus.some_texts(data, work / "all", MOST_BYTES).to_pylist()
+    lines = corpus.write_numbered(work / "texts.jsonl", texts)
     documents = corpus.ingested(lines, work / "documents")
     train_tokenizer(documents, TokenizerConfig(vocab_size=vocab_size), work / "tokenizer", executor, progress)
     tokenize(documents, work / "tokenizer", TokenizeConfig(), work / "tokens", executor, progress)
@@ -155,45 +142,17 @@ def _packed(work: Path, data: Path, vocab_size: int) -> Path:
     return work / "packed"
 
 
-def _contenders(scratch: Path, peers: Sequence[str], notes: list[str]) -> Iterator[Contender]:
-    """Every way of every system that is there; ours first."""
-    for name in ("seqmill", *peers):
-        try:
-            system = replace(ours() if name == "seqmill" else installed(name), tasks="train")
-            told = system.ask(scratch / f"describe-{name}", "describe").result
-        except PeerError as error:
-            notes.append(str(error))
-            continue
-        for variant in told["variants"]:
-            label = name if name == "seqmill" else f"{name} {told['version']} {variant}"
-            yield Contender(system, variant, label)
-
-
 def _case(
     folder: Path, case: str, preset: str, contenders: Sequence[Contender], targets: Sequence[int], notes: list[str]
 ) -> Iterator[Row]:
     """All figures of one case."""
     device = "cuda" if case == "cuda" else "cpu"
-    answers: dict[str, list[dict[str, Any]]] = {}
-    failed: set[str] = set()
-    for turn in range(TURNS):
-        for one in contenders:
-            if one.label in failed:
-                continue
-            system = replace(one.system, one_core=case == "one-thread")
-            at = folder / f"{one.label.replace(' ', '-')}-{turn}"
-            try:
-                answer = system.ask(at, "train", one.variant, folder.parent / "work", device)
-            except PeerError as error:
-                failed.add(one.label)
-                notes.append(f"{case}: {error}")
-                continue
-            answers.setdefault(one.label, []).append(answer.result)
+    found = take_turns(contenders, TURNS, folder, case == "one-thread", "train", folder.parent / "work", device)
+    notes += [f"{case}: {error}" for error in found.failed.values()]
     timed = sum(targets[WARM_UP[device] : -1])
     shown = f"{preset}, {case}"
-    threads = sorted({found["threads"] for of_one in answers.values() for found in of_one})
-    notes.append(f"{shown}: threads {', '.join(map(str, threads))}; {timed} targets in {TURNS} turns each")
-    yield from figures(shown, {label: found for label, found in answers.items() if label not in failed}, timed, notes)
+    notes.append(f"{shown}: threads {found.threads}; {timed} targets in {TURNS} turns each")
+    yield from figures(shown, found.whole, timed, notes)
 
 
 def figures(
@@ -215,11 +174,6 @@ def figures(
         if off[0] > SAME_LOSS:
             notes.append(f"{shown}: {label} has another loss in the first update, so its speed says nothing")
             continue
-        speed = median(timed / found["seconds"] for found in turns)
-        yield row(f"{shown}: speed", label, speed, "useful tokens/s", True)
-        if label != own:
-            ratio = median(found["seconds"] / ours["seconds"] for found, ours in zip(turns, answers[own], strict=True))
-            yield row(f"{shown}: {own} beside this one", label, ratio, "x", True)
-        yield row(f"{shown}: padding", label, 100 * turns[0]["padding_share"], "% of places", False)
-        yield row(f"{shown}: peak memory", label, max(found["peak_bytes"] for found in turns) / 1e6, "MB", False)
+        yield from speed_rows(shown, label, answers, timed, "useful tokens/s", own)
+        yield from room_rows(shown, label, turns)
         yield row(f"{shown}: loss of the last update", label, losses[-1], "nats/target", False)

@@ -26,6 +26,7 @@ EXAMPLES = Path(__file__).parents[1] / "examples" / "corpus"
 PRESET, VOCABULARY, COUNT, BATCH = "bytes-0.2m", 300, 9, 4
 TEXTS = pa.array(["some words and some more words, 1234\n" * size for size in (1, 30, 3, 12)])
 bench = benchmark_module("prefill")
+generating = benchmark_module("support.generating")
 peers = benchmark_module("support.peers")
 
 
@@ -33,7 +34,7 @@ peers = benchmark_module("support.peers")
 def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Nine prompts of 1 to 60 tokens, three new tokens each."""
     folder = tmp_path_factory.mktemp("prefill")
-    weights, encoder = bench.prepare_model(folder / "model", PRESET, TEXTS, VOCABULARY)
+    weights, encoder = generating.prepare_model(folder / "model", PRESET, TEXTS, VOCABULARY)
     documents = [np.array(ids) for ids in encoder.encode(TEXTS).to_pylist()]
     workload = bench.of_lengths(lambda rng, count: rng.integers(1, 61, count))(documents, COUNT)
     made: Path = bench.write_work(folder / "work", weights, replace(workload, new_tokens=3), BATCH)
@@ -153,7 +154,7 @@ def test_a_folder_of_the_hub_is_measured_as_it_is_and_one_of_ours_is_written_for
     for name in ("config.json", "model.safetensors"):
         (given / name).write_bytes((hub / name).read_bytes())
     (given / "tokenizer.json").write_bytes(contents)
-    weights, encoder = bench.prepare_model(tmp_path / "unused", str(given), TEXTS, VOCABULARY)
+    weights, encoder = generating.prepare_model(tmp_path / "unused", str(given), TEXTS, VOCABULARY)
     assert weights == given
     assert encoder.encode(TEXTS).equals(SubwordEncoder(contents).encode(TEXTS))
     assert not (tmp_path / "unused").exists()

@@ -14,16 +14,15 @@ all of them do, numpy and the standard library only.
 """
 
 import json
-import sys
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from importlib.metadata import version
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from protocol import answer
 from torch import Tensor
 
 ROW, BATCH = 2048, 8  # tokens of a row, rows of a batch
@@ -44,20 +43,24 @@ class Reader:
 
 def main(package: str, prepare: Callable[[Path, Path], None], variants: Mapping[str, Reader]) -> None:
     """Do the task that the command line names."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, Any] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    elif task == "prepare":
-        prepare(Path(rest[0]), Path(rest[1]))
-    elif task == "read":
-        answer["variants"] = {name: read(one, Path(rest[0]), int(rest[1])) for name, one in variants.items()}
-    elif task == "save":
-        (Path(out) / "state.json").write_text(json.dumps(variants[rest[2]].save(Path(rest[0]), int(rest[1]))))
-    else:
-        state = json.loads(Path(rest[1]).read_text())
-        answer["seconds"], answer["tokens"] = first_batch(variants[rest[2]], Path(rest[0]), state)
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+
+    def prepared(_out: Path, corpus: str, data: str) -> dict[str, Any]:
+        prepare(Path(corpus), Path(data))
+        return {}
+
+    def speeds(_out: Path, data: str, workers: str) -> dict[str, Any]:
+        return {"variants": {name: read(one, Path(data), int(workers)) for name, one in variants.items()}}
+
+    def saved(out: Path, data: str, step: str, name: str) -> dict[str, Any]:
+        (out / "state.json").write_text(json.dumps(variants[name].save(Path(data), int(step))))
+        return {}
+
+    def resumed(_out: Path, data: str, state: str, name: str) -> dict[str, Any]:
+        seconds, tokens = first_batch(variants[name], Path(data), json.loads(Path(state).read_text()))
+        return {"seconds": seconds, "tokens": tokens}
+
+    tasks = {"prepare": prepared, "read": speeds, "save": saved, "resume": resumed}
+    answer(package, tasks, variants=list(variants))
 
 
 def read(reader: Reader, data: Path, workers: int) -> dict[str, Any]:

@@ -1,10 +1,8 @@
 """K-mers in plain Python: slices of k letters, looked up in a dictionary that fills as they come."""
 
 import json
-import platform
 from pathlib import Path
 
-import tokens
 from tokens import Codec, main
 
 
@@ -33,5 +31,4 @@ def dictionary(tokenizer: Path) -> Codec:
 
 
 if __name__ == "__main__":
-    tokens.version = lambda package: platform.python_version()
     main("python", {"dictionary": dictionary})

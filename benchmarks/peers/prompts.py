@@ -16,17 +16,15 @@ the most since then, weights and the interpreter included.
 """
 
 import json
-import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from steps import peak_bytes
+from protocol import answer
+from steps import peak_bytes, seconds_now
 
 Prompt = list[int]
 DTYPES = {"cpu": torch.float32, "cuda": torch.bfloat16}
@@ -49,8 +47,7 @@ class Watch:
         """Seconds."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        return time.process_time() if alone else time.perf_counter()
+        return seconds_now(self.device)
 
     def tell(self, requests: Sequence[int]) -> None:
         """These requests have a new token."""
@@ -64,14 +61,11 @@ Variant = Callable[[Path, Mapping[str, Any], torch.device], Generate]  # loads (
 
 def main(package: str, variants: Mapping[str, Variant]) -> None:
     """Do the task that the command line names."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, Any] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    else:
-        name, work, device = rest
-        answer |= generated(variants[name], Path(work), torch.device(device))
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+
+    def task(_out: Path, name: str, work: str, device: str) -> dict[str, Any]:
+        return generated(variants[name], Path(work), torch.device(device))
+
+    answer(package, {"generate": task}, variants=list(variants))
 
 
 def generated(variant: Variant, work: Path, device: torch.device) -> dict[str, Any]:

@@ -1,19 +1,20 @@
-"""What every driver does around its peer: read documents, do one task, say how long it took and what it found.
+"""What every driver does around its peer: one task, and an answer; and what those of deduplication do besides.
 
     python run_PEER.py describe OUT                       version, names of its recipes
     python run_PEER.py signatures OUT DOCUMENTS           seconds from strings to signatures, per variant
     python run_PEER.py dedup OUT DOCUMENTS RECIPE [warm]  seconds from the JSON lines to what is kept, and the clusters;
                                                           "warm" counts the second time in the process
 
-DOCUMENTS is one file of JSON lines with id and text. OUT is a folder; the answer is OUT/result.json. Drivers run in the
-peer's own environment, so this file uses the standard library only.
+DOCUMENTS is one file of JSON lines with id and text. OUT is a folder; the answer is OUT/result.json, and always has the
+version of the peer. Drivers run in the peer's own environment, so this file uses the standard library only.
 """
 
 import json
+import platform
 import re
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from importlib.metadata import version
 from pathlib import Path
 
@@ -26,30 +27,44 @@ USUAL = "usual"  # the peer's own defaults, or those of its manual, at a thresho
 REPEATS = 3
 WORD = re.compile(r"\w+")
 
+Task = Callable[..., Mapping[str, object]]  # (OUT, the further arguments) -> what the answer says
 Clusters = Iterable[tuple[str, str]]  # (document id, name of its cluster); documents alone in theirs may be left out
 Signatures = Callable[[list[str]], object]
 Dedup = Callable[[Path, Path], Callable[[], Clusters]]  # (documents, scratch) -> what tells the clusters, untimed
 
 
+def answer(package: str, tasks: Mapping[str, Task], **described: Sequence[str]) -> None:
+    """Do the task that the command line names, and write what it found and the version of the peer.
+
+    Args:
+        package: the distribution whose version it is; "python" is the language itself.
+        tasks: by name, all but `describe`.
+        described: what `describe` finds.
+    """
+    name, out, *arguments = sys.argv[1:]
+    told = {"version": platform.python_version() if package == "python" else version(package)}
+    found = described if name == "describe" else tasks[name](Path(out), *arguments)
+    (Path(out) / "result.json").write_text(json.dumps({**told, **found}))
+
+
 def main(package: str, signatures: dict[str, Signatures], recipes: dict[str, Dedup]) -> None:
     """Do the task that the command line names with one of the functions given."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, object] = {"version": version(package)}
-    if task == "describe":
-        answer["recipes"] = list(recipes)
-    elif task == "signatures":
-        texts = [text for _, text in read_documents(Path(rest[0]))]
-        answer["seconds"] = {name: _best_seconds(function, texts) for name, function in signatures.items()}
-    else:
-        documents, recipe, *warm = rest
+
+    def sign(_out: Path, documents: str) -> dict[str, object]:
+        texts = [text for _, text in read_documents(Path(documents))]
+        return {"seconds": {name: _best_seconds(function, texts) for name, function in signatures.items()}}
+
+    def dedup(out: Path, documents: str, recipe: str, *warm: str) -> dict[str, object]:
         if warm:
-            recipes[recipe](Path(documents), Path(out) / "first")
+            recipes[recipe](Path(documents), out / "first")
         began = time.perf_counter()
-        found = recipes[recipe](Path(documents), Path(out))
-        answer["seconds"] = time.perf_counter() - began
-        with (Path(out) / "clusters.jsonl").open("w", encoding="utf-8") as file:
+        found = recipes[recipe](Path(documents), out)
+        seconds = time.perf_counter() - began
+        with (out / "clusters.jsonl").open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(pair) + "\n" for pair in found())
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+        return {"seconds": seconds}
+
+    answer(package, {"signatures": sign, "dedup": dedup}, recipes=list(recipes))
 
 
 def read_documents(path: Path) -> Iterator[tuple[str, str]]:

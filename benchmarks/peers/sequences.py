@@ -8,15 +8,13 @@ is timed: what a peer is given, in types of its own, is there before. Drivers ru
 this file uses numpy and the standard library only.
 """
 
-import json
-import sys
 import time
 from collections.abc import Callable
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from protocol import answer
 
 Variant = Callable[[np.ndarray, int], Callable[[], int]]
 
@@ -25,14 +23,12 @@ REPEATS, SECONDS = 9, 5.0  # the best of so many, or of as many as there is time
 
 def main(package: str, variants: dict[str, Variant]) -> None:
     """Do the task that the command line names; a variant makes of lengths and capacity what packs and counts rows."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, Any] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    else:
-        lengths, capacity, chosen = np.load(rest[0]), int(rest[1]), rest[2:] or list(variants)
-        answer["variants"] = {name: measured(variants[name], lengths, capacity) for name in chosen}
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+
+    def task(_out: Path, lengths: str, capacity: str, *chosen: str) -> dict[str, Any]:
+        given = np.load(lengths)
+        return {"variants": {name: measured(variants[name], given, int(capacity)) for name in chosen or variants}}
+
+    answer(package, {"plan": task}, variants=list(variants))
 
 
 def measured(make: Variant, lengths: np.ndarray, capacity: int) -> dict[str, Any]:

@@ -17,11 +17,11 @@ import resource
 import sys
 import time
 from collections.abc import Callable, Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from protocol import answer
 
 Shape = Mapping[str, int]
 Loss = Callable[[torch.Tensor], torch.Tensor]  # int64[tokens] of one document -> its mean loss, ready for backward
@@ -33,15 +33,12 @@ M_MMAP_THRESHOLD, MIB = -3, 1 << 20  # of mallopt(3)
 
 def main(package: str, variants: Mapping[str, Variant]) -> None:
     """Do the task that the command line names; a variant makes of shape and device what runs a forward pass."""
-    task, out, *rest = sys.argv[1:]
+
+    def step(_out: Path, name: str, tokens: str, device: str, shape: str) -> dict[str, Any]:
+        return measured(variants[name], int(tokens), torch.device(device), json.loads(shape))
+
     _give_memory_back()
-    answer: dict[str, Any] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    else:
-        name, tokens, device, shape = rest
-        answer |= measured(variants[name], int(tokens), torch.device(device), json.loads(shape))
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+    answer(package, {"step": step}, variants=list(variants))
 
 
 def measured(variant: Variant, tokens: int, device: torch.device, shape: Shape) -> dict[str, Any]:
@@ -54,6 +51,12 @@ def measured(variant: Variant, tokens: int, device: torch.device, shape: Shape) 
     began = now()
     loss = _step(loss_of, ids)
     return {"seconds": now() - began, "peak_bytes": peak_bytes(device), "loss": loss}
+
+
+def seconds_now(device: torch.device) -> float:
+    """Of the processor where a single thread works, so that it does not matter who else is busy, else of the clock."""
+    alone = device.type == "cpu" and torch.get_num_threads() == 1
+    return time.process_time() if alone else time.perf_counter()
 
 
 def peak_bytes(device: torch.device) -> int:

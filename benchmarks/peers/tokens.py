@@ -11,19 +11,17 @@ room for. Drivers run in the peer's own environment, so this file uses the stand
 """
 
 import hashlib
-import json
 import os
-import sys
 import time
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
-from protocol import read_documents
+from protocol import answer, read_documents
 
 WARM_REPEATS, WARM_SECONDS = 2, 4.0
 BATCH = 1000  # documents given to a trainer at a time
@@ -49,23 +47,24 @@ def main(
     train: Callable[[Iterator[list[str]], int, Path], None] | None = None,
 ) -> None:
     """Do the task that the command line names."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, object] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    elif task == "train":
+
+    def training(out: Path, documents: str, vocab_size: str) -> dict[str, object]:
         assert train
         began = time.perf_counter()
-        train(batches(Path(rest[0])), int(rest[1]), Path(out))
-        answer["seconds"] = time.perf_counter() - began
-    else:
-        texts = [text for _, text in read_documents(Path(rest[0]))]
-        measure = {"encode": encoding, "decode": decoding}[task]
-        able = {name: make for name, make in variants.items() if task == "encode" or make(Path(rest[1])).decode}
+        train(batches(Path(documents)), int(vocab_size), out)
+        return {"seconds": time.perf_counter() - began}
+
+    def measured(
+        measure: Callable[[Codec, list[str]], dict[str, object]], _out: Path, documents: str, tokenizer: str
+    ) -> dict[str, object]:
+        texts = [text for _, text in read_documents(Path(documents))]
+        able = {name: make for name, make in variants.items() if measure is encoding or make(Path(tokenizer)).decode}
         for make in able.values():
-            load_code(make(Path(rest[1])))
-        answer["variants"] = {name: measure(make(Path(rest[1])), texts) for name, make in able.items()}
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+            load_code(make(Path(tokenizer)))
+        return {"variants": {name: measure(make(Path(tokenizer)), texts) for name, make in able.items()}}
+
+    tasks = {"encode": partial(measured, encoding), "decode": partial(measured, decoding), "train": training}
+    answer(package, tasks, variants=list(variants))
 
 
 def load_code(codec: Codec) -> None:

@@ -17,17 +17,15 @@ Weights are in float32; on a GPU products are in bfloat16.
 """
 
 import json
-import sys
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from steps import peak_bytes
+from protocol import answer
+from steps import peak_bytes, seconds_now
 
 Document = list[int]
 
@@ -44,8 +42,7 @@ class Watch:
 
     def tell(self, loss: float) -> None:
         """An update is done, and this was the loss before it."""
-        alone = self.device.type == "cpu" and torch.get_num_threads() == 1
-        self.marks.append(time.process_time() if alone else time.perf_counter())
+        self.marks.append(seconds_now(self.device))
         self.losses.append(loss)
 
     def result(self) -> dict[str, Any]:
@@ -64,14 +61,11 @@ Variant = Callable[[Path, Mapping[str, Any], Watch], None]  # (WORK, its work.js
 
 def main(package: str, variants: Mapping[str, Variant]) -> None:
     """Do the task that the command line names."""
-    task, out, *rest = sys.argv[1:]
-    answer: dict[str, Any] = {"version": version(package)}
-    if task == "describe":
-        answer["variants"] = list(variants)
-    else:
-        name, work, device = rest
-        answer |= trained(variants[name], Path(work), torch.device(device))
-    (Path(out) / "result.json").write_text(json.dumps(answer))
+
+    def task(_out: Path, name: str, work: str, device: str) -> dict[str, Any]:
+        return trained(variants[name], Path(work), torch.device(device))
+
+    answer(package, {"train": task}, variants=list(variants))
 
 
 def trained(variant: Variant, work: Path, device: torch.device) -> dict[str, Any]:

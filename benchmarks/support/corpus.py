@@ -34,6 +34,11 @@ def texts_of(documents: Path) -> pa.Array:
     return pa.concat_arrays([batch.column("text") for batch in batches(documents)])
 
 
+def some_texts(data: Path | None, scratch: Path, most_bytes: int) -> pa.Array:
+    """About `most_bytes` of the texts of a file or folder, evenly over it; default: examples/corpus."""
+    return even_sample(texts_of(ingested(data or EXAMPLES, scratch)), most_bytes)
+
+
 def num_bytes(texts: pa.Array) -> int:
     """UTF-8 bytes of all texts."""
     return int(sum(len(text.as_buffer()) for text in texts))
@@ -51,6 +56,11 @@ def write_json_lines(path: Path, ids: Sequence[str], texts: Sequence[str]) -> Pa
         for id_, text in zip(ids, texts, strict=True):
             file.write(json.dumps({"id": id_, "text": text}, ensure_ascii=False) + "\n")
     return path
+
+
+def write_numbered(path: Path, texts: Sequence[str]) -> Path:
+    """Texts as `write_json_lines` does, with their places for ids."""
+    return write_json_lines(path, [str(k) for k in range(len(texts))], texts)
 
 
 def as_json_lines(documents: Path, path: Path) -> Path:

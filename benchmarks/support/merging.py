@@ -1,6 +1,5 @@
 """What merging adds to encoding one batch of 32 rows of 512 tokens, in this process."""
 
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from importlib.metadata import version
@@ -14,6 +13,7 @@ from seqmill.tokenizers_ext import load
 from seqmill.tokenizers_ext.merging import MergeConfig, apply_table, learn_table, merge_batch
 
 from .rows import Row, row
+from .timing import best_seconds
 
 ROWS, TOKENS, MERGES, TABLE = 32, 512, 50, 1000
 REPEATS = 20
@@ -71,11 +71,4 @@ def _joined(ids: list[int], pair: tuple[int, int], new: int) -> list[int]:
 
 
 def _milliseconds(case: str, system: str, work: Callable[[], object], repeats: int) -> Row:
-    """The best of some calls, after one that compiles and fills caches."""
-    work()
-    times = []
-    for _ in range(repeats):
-        began = time.perf_counter()
-        work()
-        times.append(time.perf_counter() - began)
-    return row(case, system, min(times) * 1e3, "ms", False)
+    return row(case, system, best_seconds(work, repeats) * 1e3, "ms", False)

@@ -10,7 +10,8 @@ import os
 import shutil
 import subprocess
 import sys
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ DRIVERS = Path(__file__).parents[1] / "peers"
 FOLDER = "SEQMILL_PEERS"
 INSTALLED = "installed"  # written last, so that a killed installation is made again
 
+OURS = "seqmill"
 PEERS = ("datatrove", "text-dedup", "datasketch", "rensa")
 TOKENIZERS = ("gigatoken", "tokenizers", "tiktoken", "sentencepiece")
 PACKERS = ("trl", "lightbinpack")
@@ -81,10 +83,37 @@ class System:
             raise PeerError(f"{self.name} {task}: {error}") from error
         return Answer(json.loads((folder / "result.json").read_text()), cost, folder)
 
+    def label(self, version: str, variant: str) -> str:
+        """How rows call a way of it; this project has no version of its own there."""
+        return self.name if self.name == OURS else f"{self.name} {version} {variant}".strip()
+
 
 def ours() -> System:
     """This project, driven as its peers are."""
-    return System("seqmill", Path(sys.executable))
+    return System(OURS, Path(sys.executable))
+
+
+def system_of(name: str, tasks: str) -> System:
+    """This project or a peer, for tasks of one kind.
+
+    Raises:
+        PeerError: it cannot be installed.
+    """
+    return replace(ours() if name == OURS else installed(name), tasks=tasks)
+
+
+def described(
+    names: Sequence[str], tasks: str, scratch: Path, notes: list[str]
+) -> Iterator[tuple[System, dict[str, Any]]]:
+    """Each system that is there, and what its driver says of itself; one that is not becomes a note."""
+    for name in dict.fromkeys(names):
+        try:
+            system = system_of(name, tasks)
+            told = system.ask(scratch / f"describe-{name}", "describe").result
+        except PeerError as error:
+            notes.append(str(error))
+            continue
+        yield system, told
 
 
 def installed(name: str) -> System:

@@ -182,8 +182,7 @@ def _pairs(texts: pa.LargeStringArray, window: int, artifact: Path, parse: str) 
 
 def _pairs_by_group(texts: pa.LargeStringArray, window: int, artifact: Path, tables: int) -> None:
     """Several dictionaries, by the stages from JSON lines to a tokenizer, given the memory that the text takes."""
-    names = [str(k) for k in range(len(texts))]
-    lines = corpus.write_json_lines(artifact.with_name(f"{artifact.name}.jsonl"), names, texts.to_pylist())
+    lines = corpus.write_numbered(artifact.with_name(f"{artifact.name}.jsonl"), texts.to_pylist())
     documents = corpus.ingested(lines, artifact.with_name(f"{artifact.name}-documents"))
     memory = corpus.num_bytes(texts) * TRAINING_BYTES // 1_000_000 + SPARE_MB
     equal_info = EqualInfoConfig(window, tables=tables)
