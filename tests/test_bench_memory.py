@@ -2,6 +2,9 @@
 
 import ast
 import importlib
+import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,15 @@ def test_every_way_that_a_processor_can_go_has_the_same_loss(driver: Any) -> Non
     found = [measured(driver.by(way), 700, torch.device("cpu"), SHAPE) for way in ways]
     assert [one["loss"] for one in found] == pytest.approx([found[0]["loss"]] * len(ways), rel=1e-5)
     assert all(one["seconds"] > 0 and one["peak_bytes"] > 1 << 20 for one in found)
+
+
+def test_the_peak_of_a_process_is_not_that_of_the_one_that_started_it() -> None:
+    ballast = b"x" * (1 << 30)
+    told = "import torch; from steps import peak_bytes; print(peak_bytes(torch.device('cpu')))"
+    ended = subprocess.run(
+        [sys.executable, "-c", told], env={**os.environ, "PYTHONPATH": str(DRIVERS)}, capture_output=True, check=True
+    )
+    assert 50 << 20 < int(ended.stdout) < len(ballast)
 
 
 def test_every_way_is_a_possible_setting(driver: Any) -> None:
