@@ -16,7 +16,6 @@ codes that no decoder can learn from look best: their bits per byte are the byte
 --minutes is what training takes on one core of 25 GFLOP/s, so the same flags train on the same ids on any machine.
 """
 
-import hashlib
 import itertools
 import json
 import math
@@ -46,7 +45,6 @@ PASSAGE = 10_240  # bytes at most, as in the paper: documents one after the othe
 NOMINAL_FLOPS = {"cpu": 25e9, "cuda": 5e12}  # a second, which minutes are counted in
 LARGER_MODEL_FROM = 60  # minutes
 LOOKS = (0.25, 0.5, 1.0)  # at which parts of the training a model is looked at
-PARTS = 16  # of documents by hash: one is held out, seven are for vocabularies and byte models, eight for decoders
 UNIFORM = math.log(256)  # nats an id of 8 bits
 UNLEARNED = 0.01  # nats: closer to uniform than that, nothing was learned (specification C8)
 SIGNIFICANT = 3.0  # Welch's t from here on is called more than the spread over seeds
@@ -162,23 +160,15 @@ def run(
 def _parts(data: Path, sizes: Sizes) -> tuple[list[bytes], list[bytes], list[bytes]]:
     """Passages to learn vocabularies from, to train on, and held out."""
     with tempfile.TemporaryDirectory() as scratch:
-        documents = corpus.ingested(data, Path(scratch) / "documents", ("lang",))
-        texts, languages = corpus.texts_of(documents), corpus.columns(documents, ("lang",))["lang"]
-    if "en" in languages:
-        texts = texts.filter(pa.array([language == "en" for language in languages]))
-    part = np.array([part_of(text.as_buffer().to_pybytes()) for text in texts])
-    found = []
+        texts = corpus.english_texts(data, Path(scratch) / "documents")
+    part = corpus.parts_of(texts)
+    found = []  # seven sixteenths are for vocabularies and byte models, eight for decoders, and one is held out
     for which, size in ((part < 7, sizes.learned), (part >= 8, sizes.trained), (part == 7, sizes.held_out)):
         own = texts.filter(pa.array(which))
         if not len(own):
             raise UserError(f"--data {data}: {len(texts)} documents are too few to be divided; give more")
         found.append(passages([text.as_py() for text in corpus.even_sample(own, size)], size))
     return found[0], found[1], found[2]
-
-
-def part_of(text: bytes) -> int:
-    """0 to 15, by a document's text alone: copies are in one part."""
-    return hashlib.blake2b(text, digest_size=1).digest()[0] % PARTS
 
 
 def passages(texts: Sequence[str], most: int) -> list[bytes]:

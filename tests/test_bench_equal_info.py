@@ -17,6 +17,7 @@ from seqmill.models.transformer import Model
 from seqmill.pipeline.bench import benchmark_module, run_benchmark
 
 bench = benchmark_module("equal_info")
+corpus = benchmark_module("support.corpus")
 runs = benchmark_module("support.small_runs")
 arms = benchmark_module("support.window_arms")
 
@@ -158,6 +159,6 @@ def test_directions_say_what_held_and_what_seeds_do_not_tell() -> None:
 
 
 def test_a_document_is_in_one_part_by_its_text_and_parts_are_of_the_sizes_stated() -> None:
-    parts = [bench.part_of(f"text {k}".encode()) for k in range(4000)]
-    assert parts == [bench.part_of(f"text {k}".encode()) for k in range(4000)]
+    parts = [corpus.part_of(f"text {k}".encode()) for k in range(4000)]
+    assert parts == [corpus.part_of(f"text {k}".encode()) for k in range(4000)]
     assert all(180 < count < 330 for count in np.bincount(parts, minlength=16))

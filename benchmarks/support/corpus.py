@@ -1,9 +1,11 @@
 """The documents a benchmark runs on: ours in Arrow, and the same ones as JSON lines for the peers."""
 
+import hashlib
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from seqmill.manifest import open_manifest
@@ -14,6 +16,7 @@ from seqmill.pipeline.normalise import NormaliseConfig
 from seqmill.pipeline.progress import Silent
 
 EXAMPLES = Path(__file__).parents[2] / "examples" / "corpus"
+PARTS = 16  # that documents can be divided into
 
 
 def ingested(inputs: Path, out: Path, keep: tuple[str, ...] = ()) -> Path:
@@ -76,3 +79,21 @@ def columns(documents: Path, names: Sequence[str]) -> dict[str, list[str | None]
         for name in names:
             found[name] += batch.column(name).to_pylist()
     return found
+
+
+def english_texts(inputs: Path, out: Path) -> pa.Array:
+    """The texts of everything in `inputs`, of which `out` receives the documents folder; where records have a field
+    lang and any is in English, only of those."""
+    documents = ingested(inputs, out, ("lang",))
+    texts, languages = texts_of(documents), columns(documents, ("lang",))["lang"]
+    return texts.filter(pa.array([language == "en" for language in languages])) if "en" in languages else texts
+
+
+def part_of(text: bytes) -> int:
+    """0 to 15, by a document's text alone: copies are in one part."""
+    return hashlib.blake2b(text, digest_size=1).digest()[0] % PARTS
+
+
+def parts_of(texts: pa.Array) -> np.ndarray:
+    """int64[texts]: the part of each."""
+    return np.array([part_of(text.as_buffer().to_pybytes()) for text in texts], np.int64)
