@@ -1,6 +1,6 @@
 """Models whose logits are far from uniform, and the independent decoder that reads the same weights."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,14 @@ def made(**variants: Any) -> Model:
     model = Model(replace(CONFIG, **variants), seed=1).eval().requires_grad_(False)
     model.embedding.weight.mul_(10.0)
     return model
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _short_spans() -> Iterator[None]:
+    """Let what short prompts share be attended to at once, as only long ones would."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("seqmill.models.inference.attention.spans.LEAST_SAVED", 1)
+        yield
 
 
 @pytest.fixture(scope="session")

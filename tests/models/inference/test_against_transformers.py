@@ -120,10 +120,9 @@ def test_an_id_that_ends_texts_ends_none_in_their_prompts(pairs: dict[str, Pair]
 
 @pytest.mark.parametrize("levels", [(0, 0), (16, 8), (40, 33)], ids=str)
 def test_beginnings_shared_by_all_and_by_some_are_attended_once_and_give_their_tokens(
-    pairs: dict[str, Pair], levels: tuple[int, int], monkeypatch: pytest.MonkeyPatch
+    pairs: dict[str, Pair], levels: tuple[int, int]
 ) -> None:
     """Prompts in a tree: two families with a beginning of their own behind one of both."""
-    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_TOKENS", 1)
     pair = pairs["qwen3"]
     rng = np.random.default_rng(1)
     of_all, of_some = levels

@@ -6,6 +6,8 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor
 
 from seqmill.models import Model, ModelConfig
@@ -161,13 +163,47 @@ def is_ancestor(parents: np.ndarray, token: int, other: int) -> bool:
 
 
 def test_shared_pages_are_spans_and_the_rest_is_left_to_each_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_TOKENS", 1)
+    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_SAVED", 1)
     tables = [[1, 2, 3, 4], [1, 2, 3, 5, 6], [1, 2, 7], [8], [1, 2, 3, 4], []]
     spans, begins = shared_spans(tables, [4, 5, 3, 1, 4, 0], 4)
     assert sorted(spans) == [((0, 1, 2, 4), (1, 2)), ((0, 1, 4), (3,)), ((0, 4), (4,))]
     assert begins.tolist() == [4, 3, 2, 0, 4, 0]
     assert shared_spans(tables, [1, 1, 0, 0, 0, 0], 4)[1].tolist() == [1, 1, 0, 0, 0, 0]  # only what is filled
-    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_TOKENS", 8)
+    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_SAVED", 24)
     spans, begins = shared_spans(tables, [4, 5, 3, 1, 4, 0], 4)
     assert spans == [((0, 1, 2, 4), (1, 2))]
     assert begins.tolist() == [2, 2, 2, 0, 2, 0]
+
+
+def test_families_are_spans_although_what_all_share_is_too_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("seqmill.models.inference.attention.spans.LEAST_SAVED", 20)
+    tables = [[1, 2, 3, 4, 5, 6], [1, 2, 3, 4, 5, 7], [1, 8], [1, 9, 10, 11, 12, 13], [1, 9, 10, 11, 12, 14]]
+    spans, begins = shared_spans(tables, [6, 6, 2, 6, 6], 4)
+    assert sorted(spans) == [((0, 1), (1, 2, 3, 4, 5)), ((3, 4), (1, 9, 10, 11, 12))]
+    assert begins.tolist() == [5, 5, 0, 5, 5]
+
+
+@given(
+    paths=st.lists(st.lists(st.integers(0, 1), max_size=7), max_size=8),
+    fewer=st.lists(st.integers(0, 3), min_size=8, max_size=8),
+    least=st.integers(1, 40),
+)
+def test_spans_cover_every_beginning_once_and_leave_nothing_that_is_worth_one(
+    paths: list[list[int]], fewer: list[int], least: int
+) -> None:
+    pages: dict[tuple[int, ...], int] = {}  # a path -> its last page
+    tables = [[pages.setdefault(tuple(path[: end + 1]), len(pages)) for end in range(len(path))] for path in paths]
+    full = [max(0, len(path) - less) for path, less in zip(paths, fewer, strict=False)]
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr("seqmill.models.inference.attention.spans.LEAST_SAVED", least)
+        spans, begins = shared_spans(tables, full, 4)
+    for piece, table in enumerate(tables):
+        covered = sorted(page for span in spans if piece in span.pieces for page in span.pages)
+        assert covered == sorted(table[: begins[piece]])
+        assert begins[piece] <= full[piece]
+    assert all((len(span.pieces) - 1) * len(span.pages) * 4 >= least for span in spans)
+    for path in pages:
+        sharing = [k for k, each in enumerate(paths) if tuple(each[: len(path)]) == path and full[k] >= len(path)]
+        known = {int(begins[k]) for k in sharing}
+        if len(sharing) > 1 and len(known) == 1 and min(known) < len(path):
+            assert (len(sharing) - 1) * (len(path) - min(known)) * 4 < least
