@@ -211,15 +211,20 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def wait_for_jobs(address: str) -> None:
-    """Until the cluster takes a job: its server answers before the agent that starts jobs is up. Asked from a fresh
-    process, since this one may have used Ray without a token."""
+    """Until the cluster takes a job: its server answers before the agent that starts jobs is up, or takes a question and
+    never answers it. Asked from a fresh process, since this one may have used Ray without a token."""
     command = [BIN / "ray", "job", "submit", "--no-wait", "--address", address, "--", "true"]
+    told = "nothing"
     for _ in range(30):
-        submitted = subprocess.run(command, capture_output=True, text=True)
+        try:
+            submitted = subprocess.run(command, capture_output=True, text=True, timeout=30)
+        except subprocess.TimeoutExpired:
+            continue
         if submitted.returncode == 0:
             return
+        told = submitted.stderr
         time.sleep(1)
-    raise AssertionError(submitted.stderr)
+    raise AssertionError(told)
 
 
 def test_a_ray_job_runs_the_same_configuration(

@@ -104,8 +104,13 @@ def test_half_precision_is_that_of_the_plain_layer(model: Model, memory: MemoryS
     found = gradients(model, [30, 70, 5], memory, half=True)
     assert not torch.equal(found["hidden"], exact["hidden"])
     assert_close(found, plain, 0.03)
-    for name, tensor in exact.items():  # no further from the truth than half precision is anyway
-        assert (found[name] - tensor).norm() <= 1.25 * (plain[name] - tensor).norm() + 1e-6 * tensor.norm(), name
+    # No further from the truth than half precision is anyway; which tensors are a little closer, the processor decides.
+    off, off_plain = (
+        torch.stack([(given[name] - tensor).norm() / tensor.norm() for name, tensor in exact.items()])
+        for given in (found, plain)
+    )
+    assert off.norm() <= 1.1 * off_plain.norm()
+    assert (off <= 2 * off_plain + 1e-6).all()
 
 
 @pytest.mark.parametrize("memory", ALL, ids=str)
