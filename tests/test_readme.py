@@ -211,8 +211,8 @@ def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callabl
 
 
 def wait_for_jobs(address: str) -> None:
-    """Until the cluster takes a job: its server answers before the agent that starts jobs is up, or never answers what it
-    was asked before. Asked from a fresh process, since this one may have used Ray without a token."""
+    """Until the cluster takes a job: its server answers before the agent that starts jobs is up, or never answers what
+    it was asked before that. Asked from a fresh process, since this one may have used Ray without a token."""
     command = [BIN / "ray", "job", "submit", "--no-wait", "--address", address, "--", "true"]
     told = "nothing"
     for _ in range(30):
