@@ -9,7 +9,9 @@ import pyarrow as pa
 from seqmill.errors import UserError
 from seqmill.models.inference.beams import beam_search
 from seqmill.models.inference.generate import generate
-from seqmill.models.inference.requests import GeneratedSequence
+from seqmill.models.inference.hypotheses import BeamSettings
+from seqmill.models.inference.requests import GeneratedSequence, check_ids
+from seqmill.models.inference.sampling import Sampling
 from seqmill.models.inference.settings import EngineSettings
 from seqmill.models.transformer import Model
 
@@ -20,7 +22,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class SampleConfig:
-    """How prompts are continued; see `generate`."""
+    """How prompts are continued; see `generate`, and `beam_search` for beams, which draw nothing.
+
+    Raises:
+        UserError: a value is impossible, or excludes another.
+    """
 
     max_new_tokens: int = 64
     temperature: float = 0.8  # 0 takes the most likely token every time
@@ -36,8 +42,15 @@ class SampleConfig:
     diversity: float = 0.0  # what a token costs for every time that an earlier group chose it, in nats
 
     def __post_init__(self) -> None:
+        Sampling(self.temperature, self.top_k, self.top_p, self.min_p)
+        EngineSettings(draft=self.draft)
         if self.beams is None:
+            if (self.beam_groups, self.diversity) != (1, 0.0):
+                raise UserError("beam_groups and diversity are of a search; give beams, or leave them out")
             return
+        BeamSettings(
+            max_new_tokens=self.max_new_tokens, beams=self.beams, groups=self.beam_groups, diversity=self.diversity
+        )
         if self.samples > self.beams:
             raise UserError(f"samples = {self.samples} of beams = {self.beams}: a search finds no more than its beams")
         if self.stop or self.draft is not None:
@@ -127,6 +140,14 @@ def _decode(encoder: "Encoder", sequences: Sequence[Sequence[int]]) -> list[byte
     return texts
 
 
+def _decodes_parts(encoder: "Encoder") -> bool:
+    """Whether the bytes of a text are those of its ids one after the other, but for a space at the beginning."""
+    from seqmill.tokenizers_ext.byte_level import ByteEncoder
+    from seqmill.tokenizers_ext.subword import SubwordEncoder
+
+    return isinstance(encoder, ByteEncoder) or (isinstance(encoder, SubwordEncoder) and encoder.pieces is not None)
+
+
 def _shown(text: bytes) -> str:
     return text.decode(errors="replace")
 
@@ -155,6 +176,7 @@ def _continue(
         stop_ids=stop_ids,
         stop_texts=config.stop,
         decode=lambda sequences: _decode(encoder, sequences),
+        decodes_parts=_decodes_parts(encoder),
         first_ids=first_ids,
         settings=EngineSettings(draft=config.draft),
     )
@@ -164,14 +186,14 @@ def _search(
     model: Model, prompts: Sequence[Sequence[int]], stop_ids: Sequence[int], config: SampleConfig
 ) -> list[GeneratedSequence]:
     """As _continue, by beam search."""
-    full = [prompt for prompt in prompts if prompt]
     assert config.beams is not None
     if config.beams > model.config.vocab_size:
         raise UserError(f"beams = {config.beams}: the vocabulary has {model.config.vocab_size} ids to begin with")
+    errors = [_why_not(prompt, place, model.config.vocab_size) for place, prompt in enumerate(prompts)]
     searches = iter(
         beam_search(
             model,
-            full,
+            [prompt for prompt, error in zip(prompts, errors, strict=True) if error is None],
             config.max_new_tokens,
             beams=config.beams,
             groups=config.beam_groups,
@@ -180,14 +202,22 @@ def _search(
         )
     )
     found = []
-    for place, prompt in enumerate(prompts):
-        if prompt:
+    for prompt, error in zip(prompts, errors, strict=True):
+        if error is None:
             best = next(searches)[: config.samples]
             found += [GeneratedSequence(beam.tokens, beam.finish, len(prompt)) for beam in best]
         else:
-            error = f"prompt {place} is empty, and there is nothing to go on from; give it at least one token"
-            found += [GeneratedSequence((), "error", 0, error)] * config.samples
+            found += [GeneratedSequence((), "error", len(prompt), error)] * config.samples
     return found
+
+
+def _why_not(prompt: Sequence[int], place: int, vocab_size: int) -> str | None:
+    """What is wrong with the ids of a prompt."""
+    try:
+        check_ids(f"prompt {place}", prompt, vocab_size)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _with_texts(

@@ -22,9 +22,11 @@ from seqmill.storage import atomic_path, fingerprint, hash_file, write_json
 from seqmill.tokenizers_ext import Encoder, load
 from seqmill.tokenizers_ext.artifact import TOKENIZER_JSON
 from seqmill.tokenizers_ext.subword import SubwordEncoder
+from seqmill.tokenizers_ext.tokenizer_json import without_template_start
 
 if TYPE_CHECKING:
     from seqmill.models import TrainConfig
+    from seqmill.models.samples import SampleConfig
     from seqmill.models.training.runlog import Record
     from seqmill.pipeline.config import GenerateConfig  # whose stage of traps imports this module
 
@@ -206,6 +208,17 @@ def generate_samples(checkpoint: Path, config: "GenerateConfig", out: Path) -> l
     return samples
 
 
+def sample_config(config: "GenerateConfig") -> "SampleConfig":
+    """How prompts are continued, checked.
+
+    Raises:
+        UserError: a setting is impossible, or excludes another.
+    """
+    from seqmill.models.samples import SampleConfig
+
+    return SampleConfig(**{each.name: getattr(config, each.name) for each in fields(SampleConfig)})
+
+
 def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str, Any]]:
     """Continue prompts with the model and tokenizer of a checkpoint.
 
@@ -216,10 +229,10 @@ def continue_texts(checkpoint: Path, config: "GenerateConfig") -> list[dict[str,
         UserError: the checkpoint carries no tokenizer, a setting is impossible, or no prompt can be continued.
     """
     from seqmill import models
-    from seqmill.models.samples import SampleConfig, sample_texts
+    from seqmill.models.samples import sample_texts
     from seqmill.models.training.job import choose_device
 
-    sampling = SampleConfig(**{each.name: getattr(config, each.name) for each in fields(SampleConfig)})
+    sampling = sample_config(config)
     encoder = load(tokenizer_of(checkpoint))
     model = models.load(checkpoint, choose_device(config.device))
     samples = sample_texts(model, encoder, config.prompts, sampling, start_id(checkpoint, encoder))
@@ -269,6 +282,8 @@ def write_samples(samples: Sequence[dict[str, Any]], path: Path) -> None:
 def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
     """Write a checkpoint as `AutoModelForCausalLM` and, where its tokenizer has that form, `AutoTokenizer` read it.
 
+    A template that puts an id before texts is left out of the tokenizer, as the model was trained without that id.
+
     Returns:
         "family" and "parameters" of the model, and "tokenizer": the file written, or None.
 
@@ -286,7 +301,7 @@ def export_model(checkpoint: Path, out: Path) -> dict[str, Any]:
     tokenizer = tokenizer_of(checkpoint) / TOKENIZER_JSON
     if tokenizer.is_file():
         with atomic_path(out / TOKENIZER_JSON) as temporary:
-            temporary.write_bytes(tokenizer.read_bytes())
+            temporary.write_bytes(without_template_start(tokenizer.read_bytes()))
     return {
         "family": config_to_huggingface(model.config, "float32")["model_type"],
         "parameters": model.config.parameters,
@@ -356,7 +371,7 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
     start = [first] if (first := start_id(checkpoint, encoder)) is not None else []
 
     def sample(prompts: Sequence[Sequence[int]], most: int, temperature: float, seed: int) -> list[Sequence[int]]:
-        begun = [[*start, *prompt] for prompt in prompts]
+        begun = [_begun(start, prompt) for prompt in prompts]
         written = models.generate(model, begun, most, temperature=temperature, seed=seed, stop_ids=stop)
         for sequence in written:
             if sequence.error is not None:
@@ -364,10 +379,16 @@ def open_language_model(checkpoint: Path, device: str = "cpu") -> LanguageModel:
         return [sequence.tokens for sequence in written]
 
     def log_probabilities(sequences: Sequence[Sequence[int]]) -> list[np.ndarray]:
-        begun = [[*start, *ids] for ids in sequences]
-        return [found[len(start) :] for found in models.score(model, begun)]
+        begun = [_begun(start, ids) for ids in sequences]
+        scores = models.score(model, begun)
+        return [found[len(found) + 1 - len(ids) :] for found, ids in zip(scores, sequences, strict=True)]
 
     return LanguageModel(encoder, fingerprint, sample, log_probabilities)
+
+
+def _begun(start: list[int], ids: Sequence[int]) -> list[int]:
+    """Ids behind the one that stands before every text, which may be there already."""
+    return [*ids] if start and list(ids[:1]) == start else [*start, *ids]
 
 
 @dataclass(frozen=True)

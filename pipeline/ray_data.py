@@ -36,7 +36,8 @@ class ScoreBatch:
             checkpoint: a training folder, one of its checkpoints, or a folder of the HF hub; on a path that all
                 machines of the cluster see.
             text: column of texts.
-            ids: column of ids that the model's own tokenizer made; where a table has it, texts are not encoded.
+            ids: column of ids that the model's own tokenizer made; where a table has it, texts are not encoded. An id
+                that the tokenizer's template puts before texts may be there or not.
             settings: of `ScoringConfig`, such as pooling="mean".
 
         Raises:

@@ -27,7 +27,7 @@ from seqmill.pipeline.filters.stage import filter_documents, require_packages
 from seqmill.pipeline.ingest import ingest
 from seqmill.pipeline.mixing.config import MixConfig
 from seqmill.pipeline.mixing.stage import mix
-from seqmill.pipeline.model_steps import SAMPLES, generate_samples, read_train_config, train_model
+from seqmill.pipeline.model_steps import SAMPLES, generate_samples, read_train_config, sample_config, train_model
 from seqmill.pipeline.pack import pack
 from seqmill.pipeline.progress import Silent
 from seqmill.pipeline.report import build_report
@@ -54,6 +54,8 @@ def run(config: RunConfig, progress: Progress | None = None) -> dict[str, Any]:
     """
     progress = progress or Silent()
     train_config = None if config.train is None else read_train_config(config.train)
+    if config.generate is not None:
+        sample_config(config.generate)  # what is wrong is said before any work
     if config.filter is not None:
         require_packages(config.filter)
     if config.traps is not None:

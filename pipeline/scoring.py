@@ -34,7 +34,7 @@ from seqmill.pipeline.tokenize import check_sizes
 from seqmill.storage import read_json, with_metadata, write_arrow
 from seqmill.tokenizers_ext import load
 
-UNPREDICTED = "no token to predict"  # documents that have none, or only a first one
+UNPREDICTED = "no token to predict"  # documents that have none, or only one that is given
 _COUNTS = ("documents", "bytes", "scored_documents", "scored_bytes", "tokens", "nats")
 
 

@@ -8,12 +8,13 @@
 The rules themselves are published facts of the models that they are named after, known here by name.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import IntEnum
 from typing import Any
 
-from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.patterns import CL100K_PATTERN, GPT2_PATTERN, O200K_PATTERN, QWEN2_PATTERN
@@ -43,9 +44,10 @@ class Rule:
     pattern: str  # its matches are merged separately
     cuts_digits: bool = False  # before that, every digit is cut off
     takes_whole: bool = False  # a match that is a token becomes it, whatever the merges say
+    adds_start: bool = False  # texts begin with the id in the role bos, where the file does not say otherwise
 
 
-_LLAMA3 = Rule(CL100K_PATTERN, takes_whole=True)
+_LLAMA3 = Rule(CL100K_PATTERN, takes_whole=True, adds_start=True)
 RULES: Mapping[str, Rule] = {
     "gpt-2": Rule(GPT2_PATTERN),
     "smollm": Rule(GPT2_PATTERN, cuts_digits=True),
@@ -81,15 +83,28 @@ def convert_vocabulary(metadata: Mapping[str, Any]) -> tuple[bytes, dict[str, in
     types = metadata.get(TYPES) or [TokenType.NORMAL] * len(tokens)
     if len(types) != len(tokens):
         raise UserError(f"{len(tokens)} {TOKENS} have {len(types)} {TYPES}: the file is damaged; download it again")
-    tokenizer, roles = _tokenizer(tokens, types, merges, RULES[name]), _roles(metadata, len(tokens))
-    if metadata.get(ADDS_START):
+    contents = _tokenizer(tokens, types, merges, RULES[name]).to_str()
+    roles = _roles(metadata, len(tokens))
+    if metadata.get(ADDS_START, RULES[name].adds_start and "bos" in roles):
         if "bos" not in roles:
             raise UserError(f"{ADDS_START} is true, but {ROLES['bos']} is missing; download the file again")
-        start = tokens[roles["bos"]]
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=[start, "$A"], pair=[start, "$A", start, "$B:1"], special_tokens=[(start, roles["bos"])]
-        )
-    return tokenizer.to_str().encode(), roles
+        template = _template(tokens[roles["bos"]], roles["bos"])
+        contents = json.dumps({**json.loads(contents), "post_processor": template}, ensure_ascii=False)
+    return contents.encode(), roles
+
+
+def _template(start: str, id_: int) -> dict[str, Any]:
+    """A post-processor that puts a token before every text."""
+
+    def begun(text: str) -> list[dict[str, Any]]:
+        return [{"SpecialToken": {"id": start, "type_id": 0}}, {"Sequence": {"id": text, "type_id": 0}}]
+
+    return {
+        "type": "TemplateProcessing",
+        "single": begun("A"),
+        "pair": [*begun("A"), *begun("B")],
+        "special_tokens": {start: {"id": start, "ids": [id_], "tokens": [start]}},
+    }
 
 
 def _tokenizer(tokens: list[str], types: list[int], merges: list[str], rule: Rule) -> Tokenizer:

@@ -3,7 +3,7 @@
 import copy
 from collections import Counter
 from collections.abc import Iterator
-from itertools import takewhile
+from itertools import dropwhile, takewhile
 from typing import Any
 
 import orjson
@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from seqmill.errors import UserError
 
 MODEL_TYPES = ("BPE", "Unigram", "WordPiece", "WordLevel")
+_WITH_CLS = ("BertProcessing", "RobertaProcessing")  # templates without a text of their own
 HIDDEN = "\ufdd0"  # a noncharacter, between the secret and the name of a hidden token
 
 Description = dict[str, Any]
@@ -108,19 +109,43 @@ def template_start(description: Description) -> int | None:
     Raises:
         UserError: it puts several there.
     """
-    processor = description.get("post_processor") or {}
-    steps = processor["processors"] if processor.get("type") == "Sequence" else [processor]
     ids = list[int]()
-    for step in steps:
-        if step.get("type") != "TemplateProcessing":
-            continue
-        for piece in takewhile(lambda piece: "SpecialToken" in piece, step["single"]):
-            ids += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
+    for step in _processors(description):
+        if step["type"] in _WITH_CLS:
+            ids.append(step["cls"][1])
+        elif step["type"] == "TemplateProcessing":
+            for piece in takewhile(_is_special, step["single"]):
+                ids += step["special_tokens"][piece["SpecialToken"]["id"]]["ids"]
     if len(ids) > 1:
         raise UserError(
             f"the tokenizer's template begins with the ids {ids}: a text can begin with one of its own only"
         )
     return ids[0] if ids else None
+
+
+def without_template_start(contents: bytes) -> bytes:
+    """A `tokenizer.json` that puts no id before a text; the same bytes where it put none there."""
+    description = parse_tokenizer_json(contents)
+    if template_start(description) is None:
+        return contents
+    kept = [step for step in _processors(description) if step["type"] not in _WITH_CLS]
+    for step in kept:
+        if step["type"] == "TemplateProcessing":
+            step["single"] = list(dropwhile(_is_special, step["single"]))
+    description["post_processor"] = {"type": "Sequence", "processors": kept} if kept else None
+    return orjson.dumps(description)
+
+
+def _processors(description: Description) -> list[dict[str, Any]]:
+    processor = description.get("post_processor")
+    if processor is None:
+        return []
+    steps: list[dict[str, Any]] = processor["processors"] if processor["type"] == "Sequence" else [processor]
+    return steps
+
+
+def _is_special(piece: dict[str, Any]) -> bool:
+    return "SpecialToken" in piece
 
 
 def _renamed(vocab: Any, names: dict[str, str]) -> Any:

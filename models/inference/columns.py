@@ -31,7 +31,7 @@ def read_column(
         pooling: of `seqmill.models.embed`; None for no embeddings.
         most_tokens: of one forward pass; a longer row goes alone, in chunks of so many.
         name_of: what errors call a row.
-        start: an id that stands before the tokens of every row and is known.
+        start: an id that stands before the tokens of every row and is known; rows that begin with it stay as they are.
 
     Returns:
         tokens uint32 (predicted ones: all of a row but its first, which is predicted behind a `start`), log_prob
@@ -55,9 +55,16 @@ def read_column(
         )
     has_tokens = lengths > 0
     if start is not None:
-        begins = (np.cumsum(lengths) - lengths)[has_tokens]
-        lengths = lengths + has_tokens
-        rows = Ragged.from_lengths(np.insert(rows.ids, begins, start), lengths)
+        if start >= model.config.vocab_size:
+            raise UserError(
+                f"start = {start}, but the model's vocabulary is 0 .. {model.config.vocab_size - 1}; the tokenizer is "
+                "not the model's own"
+            )
+        begins = np.cumsum(lengths) - lengths
+        is_begun = has_tokens.copy()
+        is_begun[has_tokens] = rows.ids[begins[has_tokens]] == start
+        lengths = lengths + (has_tokens & ~is_begun)
+        rows = Ragged.from_lengths(np.insert(rows.ids, begins[has_tokens & ~is_begun], start), lengths)
     log_probs, vectors = [np.empty(0, np.float32)], [np.empty((0, model.config.dim), np.float32)]
     for done in packed_passes(model, Ragged.from_lengths(rows.ids, lengths[has_tokens]), most_tokens):
         log_probs.append(token_log_probs(model, done))

@@ -63,6 +63,7 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         decode: Decode | None = None,
+        decodes_parts: bool = False,
     ) -> "Engine":
         """An engine whose cache is as large as these requests need, if `settings` do not say how large it is."""
         settings = settings or EngineSettings()
@@ -74,7 +75,7 @@ class Engine:
             needs = [_pages_needed(each, groups, settings, drafted) for each in possible]
             at_once = settings.max_batch // min((each.samples for each in possible), default=1)
             pages = pages_of_needs(needs, at_once, len(groups))
-        return cls(model, settings, decode=decode, pages=pages)
+        return cls(model, settings, decode=decode, decodes_parts=decodes_parts, pages=pages)
 
     def __init__(
         self,
@@ -82,6 +83,7 @@ class Engine:
         settings: EngineSettings | None = None,
         *,
         decode: Decode | None = None,
+        decodes_parts: bool = False,
         pages: Sequence[int] | None = None,
         drafts: DraftSource | None = None,
     ) -> None:
@@ -89,6 +91,8 @@ class Engine:
 
         Args:
             decode: lists of ids -> their bytes, for requests with stop texts.
+            decodes_parts: whether the bytes of a list are those of its ids one after the other; it saves decoding a
+                whole text at each of its tokens (stopping.text_before_stop).
             drafts: proposes tokens, which a pass verifies several of (drafting.DRAFTERS has some): the same tokens, in
                 fewer passes. None: those of `settings.draft`.
             pages: of each group of layers (cache.groups_of); None: what `settings.cache_tokens` says.
@@ -96,7 +100,7 @@ class Engine:
         self.settings = settings or EngineSettings()
         self.statistics = Statistics()
         self._model = model
-        self._decode = decode
+        self._decode, self._decodes_parts = decode, decodes_parts
         policy = self.settings.policy
         if policy is not None:
             policy.check(model.config)
@@ -170,14 +174,16 @@ class Engine:
         Raises:
             KeyError: there is no such request, or its results were given before.
         """
-        prompts = [each.request.prompt for each in self._live if each.number == number]
-        prompts += [request.prompt for waiting, request in self._waiting if waiting == number]
+        requests = [each.request for each in self._live if each.number == number]
+        requests += [request for waiting, request in self._waiting if waiting == number]
+        nothing = b"" if any(request.stop_texts for request in requests) else None
         for live in [each for each in self._live if each.number == number]:
             self._end(live, "cancelled")
         for waiting in [each for each in self._waiting if each[0] == number]:
             self._waiting.remove(waiting)
         self._done[number] = [
-            each or GeneratedSequence((), "cancelled", len(prompts[0])) for each in self._done[number]
+            each or GeneratedSequence((), "cancelled", len(requests[0].prompt), text=nothing)
+            for each in self._done[number]
         ]
 
     def results(self, number: int) -> list[GeneratedSequence] | None:
@@ -397,7 +403,8 @@ class Engine:
     def _look_for_texts(self, live: Live) -> None:
         if live.request.stop_texts:
             assert self._decode is not None
-            live.text = text_before_stop(live.tokens, live.request.stop_texts, self._decode)
+            stops = live.request.stop_texts
+            live.text = text_before_stop(live.tokens, stops, self._decode, self._decodes_parts)
             if live.text is not None:
                 live.finish = "stop"
 

@@ -25,6 +25,7 @@ def generate(
     samples: int = 1,
     stop_texts: Sequence[str] = (),
     decode: Decode | None = None,
+    decodes_parts: bool = False,
     first_ids: Sequence[range] | None = None,
     settings: EngineSettings | None = None,
     on_token: Callable[[int, int], None] | None = None,
@@ -40,7 +41,7 @@ def generate(
         temperature: 0 takes the likeliest token; otherwise see `Sampling`, also for `top_k`, `top_p` and `min_p`.
         stop_ids: tokens that end a continuation; they are not part of it.
         stop_texts: texts that end a continuation; its `text` is what stands before.
-        decode: lists of ids -> their bytes, for `stop_texts`.
+        decode: lists of ids -> their bytes, for `stop_texts`; `decodes_parts` as of Engine.
         first_ids: for each prompt the ids that its first new token is one of, for prompts whose end was taken back
             (seqmill.compress.healing); not empty.
         settings: of the engine; None: a cache that is as large as the prompts need.
@@ -66,7 +67,7 @@ def generate(
         for place, (prompt, first) in enumerate(zip(prompts, firsts, strict=True))
     ]
     check_request(Request(prompt=[0], max_new_tokens=max_new_tokens, samples=samples, seed=seed), 1)
-    engine = Engine.for_requests(model, requests, settings, decode=decode)
+    engine = Engine.for_requests(model, requests, settings, decode=decode, decodes_parts=decodes_parts)
     numbers, found = _submit(engine, requests)
     while engine.busy:
         for event in engine.step():

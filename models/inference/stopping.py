@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Sequence
 
-CONTEXT = 8  # tokens: the bytes of a token may depend on so many before it
 Decode = Callable[[Sequence[Sequence[int]]], Sequence[bytes]]
 """Lists of ids -> the bytes of each."""
 
@@ -13,17 +12,21 @@ def find_stops(text: bytes, stops: Sequence[str]) -> int | None:
     return min(places, default=None)
 
 
-def text_before_stop(tokens: Sequence[int], stops: Sequence[str], decode: Decode) -> bytes | None:
+def text_before_stop(
+    tokens: Sequence[int], stops: Sequence[str], decode: Decode, decodes_parts: bool = False
+) -> bytes | None:
     """What stands before the first of these texts; None where there is none, or where one of fewer tokens has one.
 
-    Only the last tokens are decoded in most calls: a text that ends in the last token, and is m bytes long, begins in
-    one of the m tokens before it at most, as all but special ones have bytes.
+    Args:
+        decodes_parts: whether the bytes of a list are those of its ids one after the other, but for a space at the
+            beginning. Then a text of m bytes that ends in the last token begins in one of the m tokens before it, and
+            others are decoded only where some of these have no bytes, as special tokens do.
     """
-    reach = CONTEXT + max(len(stop.encode()) for stop in stops)
-    tail = decode([tokens[-reach:]])[0]
-    is_long = len(tail) >= reach or len(tokens) <= reach
-    if is_long and find_stops(tail, stops) is None:
-        return None
+    reach = max(len(stop.encode()) for stop in stops)
+    if decodes_parts and len(tokens) > reach + 2:
+        tail, before = decode([tokens[-reach - 2 :], tokens[-reach - 2 : -1]])
+        if len(before) >= reach and find_stops(tail, stops) is None:
+            return None
     text = decode([tokens])[0]
     place = find_stops(text, stops)
     return None if place is None else text[:place]

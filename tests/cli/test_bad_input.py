@@ -141,3 +141,11 @@ def test_a_stage_called_from_python_holds_its_folder_too(tmp_path: Path) -> None
             run_units("test", write_text, units, tmp_path / "out", LocalExecutor(1), Silent())
         other.kill()
     assert len(run_units("test", write_text, units, tmp_path / "out", LocalExecutor(1), Silent())) == 1
+
+
+def test_samples_that_cannot_be_are_refused_before_a_run_begins(seqmill_here: Call) -> None:
+    tables = '[ingest]\ninputs = ["a.jsonl"]\n[train]\nsteps = 1\n[generate]\nprompts = ["a"]\nbeams = 2\nsamples = 3\n'
+    Path("run.toml").write_text(f'out = "run"\n{tables}')
+    Path("a.jsonl").write_text('{"text": "word"}\n')
+    assert "samples = 3 of beams = 2" in refusal(seqmill_here("run", "run.toml", "--quiet"))
+    assert not Path("run").exists()

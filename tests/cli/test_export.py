@@ -58,3 +58,28 @@ def test_an_exported_run_is_read_by_transformers_and_by_us(seqmill_here: Call, r
     scores = [read_arrow(Path(f"by-{folder}/part-00000.arrow"))["log_prob"].to_numpy() for folder in ("run", "hub")]
     assert len(scores[0]) == len(TEXTS)
     np.testing.assert_allclose(*scores, rtol=1e-6)
+
+
+def test_a_run_whose_tokenizer_has_a_template_is_exported_as_it_was_trained(seqmill_here: Call, run: Path) -> None:
+    """Without the id that the template puts before texts: here and in transformers, which would put it there."""
+    tokenizer = json.loads(Path("bpe/tokenizer.json").read_text())
+    (start,) = (token["id"] for token in tokenizer["added_tokens"])
+    special = tokenizer["added_tokens"][0]["content"]
+    tokenizer["post_processor"] = {
+        "type": "TemplateProcessing",
+        "single": [{"SpecialToken": {"id": special, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}}],
+        "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 0}}],
+        "special_tokens": {special: {"id": special, "ids": [start], "tokens": [special]}},
+    }
+    Path("run/tokenizer/tokenizer.json").write_text(json.dumps(tokenizer))
+    Path("run/tokenizer/seqmill.json").unlink(missing_ok=True)
+    assert load("run/tokenizer").start_id == start
+    assert seqmill_here("export", "run", "--out", "hub")[0] == 0
+    ids = AutoTokenizer.from_pretrained("hub")(TEXTS[3]).input_ids
+    assert ids == load("run/tokenizer").encode(pa.array([TEXTS[3]])).to_pylist()[0]
+    ours, exported = (open_language_model(Path(folder)).log_probabilities([ids])[0] for folder in ("run", "hub"))
+    np.testing.assert_array_equal(ours, exported)
+    for folder in ("run", "hub"):
+        assert seqmill_here("score", folder, "raw.jsonl", "--out", f"by-{folder}", "--device", "cpu", *QUIET)[0] == 0
+    totals = [json.loads(Path(f"by-{folder}/manifest.json").read_text())["totals"] for folder in ("run", "hub")]
+    assert totals[0] == totals[1]

@@ -120,13 +120,26 @@ def test_beams_are_the_likeliest_continuations_that_a_search_finds(config: Model
     ("settings", "message"),
     [
         ({"samples": 3}, "samples = 3 of beams = 2"),
+        ({"beam_groups": 3}, "groups must divide beams"),
+        ({"beams": None, "beam_groups": 2}, "beam_groups and diversity are of a search"),
+        ({"beams": None, "diversity": 0.5}, "beam_groups and diversity are of a search"),
+        ({"beams": None, "draft": "guess"}, "draft = 'guess'"),
+        ({"beams": None, "top_p": 2.0}, r"top_p = 2\.0"),
         ({"stop": ("a",)}, "stop texts and drafts are for draws"),
         ({"draft": "copy"}, "stop texts and drafts are for draws"),
     ],
 )
 def test_a_search_takes_no_settings_of_draws(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError, match=message):
-        SampleConfig(beams=2, **settings)
+        SampleConfig(**{"beams": 2, **settings})
+
+
+def test_a_prompt_that_cannot_be_searched_from_leaves_the_others_to_go_on(config: ModelConfig) -> None:
+    encoder = ByteEncoder()
+    model = Model(replace(config, vocab_size=100), seed=1)
+    bad, good = sample_texts(model, encoder, ["~", "AB"], replace(CONFIG, beams=2))
+    assert (bad.finish, good.finish) == ("error", "length")
+    assert "prompt 0 holds the id 126" in str(bad.error)
 
 
 def test_windows_of_bits_and_more_beams_than_ids_are_refused(config: ModelConfig) -> None:

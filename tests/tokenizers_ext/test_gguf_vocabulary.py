@@ -114,6 +114,10 @@ def test_a_vocabulary_that_begins_texts_with_an_id_says_so_as_tokenizers_does(me
     theirs = Tokenizer.from_str(convert_vocabulary({**metadata, **roles})[0].decode())
     assert theirs.encode("the cat").ids == [start, *encoded(encoder, "the cat")]
     assert encoder_of(metadata, **{**roles, ADDS_START: False}).start_id is None
+    assert encoder_of(metadata, **{RULE: "llama-bpe", "tokenizer.ggml.bos_token_id": start}).start_id == start
+    assert encoder_of(metadata, **{RULE: "llama-bpe"}).start_id is None
+    named = [*metadata[TOKENS][:start], "$A:1", *metadata[TOKENS][start + 1 :]]
+    assert encoder_of(metadata, **roles, **{TOKENS: named}).start_id == start
     with pytest.raises(UserError, match=r"add_bos_token is true, but tokenizer\.ggml\.bos_token_id is missing"):
         encoder_of(metadata, **{ADDS_START: True})
 

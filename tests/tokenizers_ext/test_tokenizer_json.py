@@ -8,6 +8,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre
 
 from seqmill.errors import UserError
 from seqmill.tokenizers_ext.subword import SubwordEncoder
+from seqmill.tokenizers_ext.tokenizer_json import without_template_start
 
 TEXTS = ["the cat, the dog", "", "THE  cat's <tool> x<tool>y", "été e\u0301 日本", "[CLS] the [SEP] </s>"]
 
@@ -120,12 +121,18 @@ def test_the_id_that_a_template_puts_before_a_text_is_known_and_is_no_part_of_a_
         ([bytes_first, template("[SEP] $A")], 3),
         ([bytes_first], None),
         ([], None),
+        ([processors.BertProcessing(("[SEP]", 3), ("[CLS]", 2))], 2),
+        ([bytes_first, processors.RobertaProcessing(("[SEP]", 3), ("[CLS]", 2))], 2),
     ):
         encoder, theirs = encoder_with(*templates)
         assert encoder.start_id == start
         ids = encoder.encode(pa.array(["the cat"]))[0].as_py()
         begins = [] if start is None else [start]
         assert theirs.encode("the cat").ids[: len(begins) + len(ids)] == begins + ids
+        contents = theirs.to_str().encode()
+        without = without_template_start(contents)
+        assert (without == contents) == (start is None)
+        assert Tokenizer.from_str(without.decode()).encode("the cat").ids[: len(ids)] == ids
     with pytest.raises(UserError, match=r"begins with the ids \[2, 3\]"):
         _ = encoder_with(template("[CLS] [SEP] $A"))[0].start_id
 

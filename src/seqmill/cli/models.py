@@ -112,7 +112,7 @@ def generate(
     draft: Annotated[
         str | None, typer.Option(help="copy, recycle or suffix: verify proposed tokens, the same text in fewer passes.")
     ] = None,
-    beams: Annotated[int | None, typer.Option(help="The best of a search with so many, instead of draws.")] = None,
+    beams: Annotated[int | None, typer.Option(help="The best of a search with so many; nothing is drawn then.")] = None,
     beam_groups: Annotated[int, typer.Option(help="Groups of beams that avoid each other's tokens.")] = 1,
     diversity: Annotated[float, typer.Option(help="How much so: nats for each earlier group's choice.")] = 0.0,
     seed: Annotated[int, typer.Option(help="Of the samples.")] = 0,

@@ -22,7 +22,7 @@ def made(**variants: Any) -> Model:
     return model
 
 
-@pytest.fixture(autouse=True, scope="session")
+@pytest.fixture(autouse=True, scope="package")
 def _short_spans() -> Iterator[None]:
     """Let what short prompts share be attended to at once, as only long ones would."""
     with pytest.MonkeyPatch.context() as patched:

@@ -38,6 +38,9 @@ def test_an_id_before_all_rows_is_known_and_the_rest_is_predicted(decoder: Model
     batch = read_column(decoder, column, "last", most_tokens=90, start=5)
     assert batch.equals(read_column(decoder, begun, "last", most_tokens=90))
     assert batch["tokens"].to_pylist() == [len(row) if row else 0 for row in rows]
+    assert read_column(decoder, begun, "last", most_tokens=90, start=5).equals(batch)  # it is there already
+    with pytest.raises(UserError, match=r"start = 100, but the model's vocabulary is 0 \.\. 99"):
+        read_column(decoder, column, start=100)
 
 
 def test_a_column_of_large_lists_is_read_alike_and_no_rows_give_no_rows(decoder: Model) -> None:
