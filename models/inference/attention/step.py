@@ -257,34 +257,51 @@ class Step:
         return attend
 
     def _gathered(self, group: int, pieces: Sequence[Piece], begins: Int64s, first: int) -> _Part:
-        """The same with keys side by side; places without a key point to the piece's own first new token."""
-        del first
-        pattern, device = self._pattern(group, pieces[0]), self.model.device
+        """The same with keys side by side, those of pieces together whose numbers of keys are alike."""
         seen = [self._seen(group, piece, int(begin)) for piece, begin in zip(pieces, begins, strict=True)]
-        queries, keys = max(len(piece.tokens) for piece in pieces), max(map(len, seen))
-        slot_BL = np.empty((len(pieces), keys), np.int64)
-        mask_BQL = np.zeros((len(pieces), queries, keys), bool)
-        row_BQ = np.zeros((len(pieces), queries), np.int64)
-        place_T = []
-        row = 0
-        for b, (piece, places) in enumerate(zip(pieces, seen, strict=True)):
-            count = len(piece.tokens)
-            slots = self.cache.slots(group, piece.sequence, places)
-            slot_BL[b] = slots[-count]
-            slot_BL[b, : len(slots)] = slots
-            mask_BQL[b, :count, : len(slots)] = _visible(piece, places, pattern)
-            row_BQ[b, :count] = np.arange(row, row + count)
-            place_T.append(b * queries + np.arange(count))
-            row += count
-        slots_BL, masks_BQL, rows_BQ, places_T = (
-            torch.from_numpy(x).to(device) for x in (slot_BL, mask_BQL, row_BQ, np.concatenate(place_T))
-        )
+        rows = self.first_rows[first : first + len(pieces) + 1] - self.first_rows[first]
+        alike = [self._gathered_alike(group, pieces, seen, rows, chosen) for chosen in _of_like_lengths(seen)]
 
         def attend(layer: int, place: Place, q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> _Attended:
             del layer, place
+            found = [call(q_THE, k_KSE, v_KSE) for call in alike]
+            out_THE = q_THE.new_empty(q_THE.shape, dtype=torch.float32)
+            lse_TH = out_THE.new_empty(q_THE.shape[:2])
+            for rows_T, out, lse in found:
+                out_THE[rows_T], lse_TH[rows_T] = out, lse
+            return out_THE, lse_TH
+
+        return attend
+
+    def _gathered_alike(
+        self, group: int, pieces: Sequence[Piece], seen: Sequence[Int64s], rows: Int64s, chosen: Sequence[int]
+    ) -> Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]:
+        """The rows of the chosen pieces, and what they attend to; places without a key point to the piece's own first
+        new token."""
+        pattern, device = self._pattern(group, pieces[0]), self.model.device
+        queries, keys = max(len(pieces[nth].tokens) for nth in chosen), max(len(seen[nth]) for nth in chosen)
+        slot_BL = np.empty((len(chosen), keys), np.int64)
+        mask_BQL = np.zeros((len(chosen), queries, keys), bool)
+        row_BQ = np.zeros((len(chosen), queries), np.int64)
+        place_T, row_T = list[Int64s](), list[Int64s]()
+        for b, nth in enumerate(chosen):
+            piece, count = pieces[nth], len(pieces[nth].tokens)
+            slots = self.cache.slots(group, piece.sequence, seen[nth])
+            slot_BL[b] = slots[-count]
+            slot_BL[b, : len(slots)] = slots
+            mask_BQL[b, :count, : len(slots)] = _visible(piece, seen[nth], pattern)
+            row_T.append(np.arange(rows[nth], rows[nth + 1]))
+            row_BQ[b, :count] = row_T[-1]
+            place_T.append(b * queries + np.arange(count))
+        slots_BL, masks_BQL, rows_BQ, places_T, rows_T = (
+            torch.from_numpy(x).to(device)
+            for x in (slot_BL, mask_BQL, row_BQ, np.concatenate(place_T), np.concatenate(row_T))
+        )
+
+        def attend(q_THE: Tensor, k_KSE: Tensor, v_KSE: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             k_BLKE, v_BLKE = (x[:, slots_BL].permute(1, 2, 0, 3) for x in (k_KSE, v_KSE))
             out_BQHE, lse_BQH = attend_gathered(q_THE[rows_BQ], k_BLKE, v_BLKE, masks_BQL)
-            return out_BQHE.flatten(0, 1)[places_T], lse_BQH.flatten(0, 1)[places_T]
+            return rows_T, out_BQHE.flatten(0, 1)[places_T], lse_BQH.flatten(0, 1)[places_T]
 
         return attend
 
@@ -374,7 +391,18 @@ def _visible(piece: Piece, places: Int64s, pattern: Pattern) -> npt.NDArray[np.b
     if piece.has_members and piece.sequence.layout is not None:
         seen &= piece.sequence.layout.visible(piece.places, known)
     if piece.parents is not None:
-        for index in range(count):
-            for other in range(count):
-                seen[index, len(places) - count + other] &= bool(int(piece.ancestors[index]) >> other & 1)
+        own = piece.ancestors[:, None] >> np.arange(count, dtype=np.uint64) & np.uint64(1)
+        seen[:, len(places) - count :] &= own.astype(bool)
     return seen
+
+
+def _of_like_lengths(seen: Sequence[Int64s]) -> list[list[int]]:
+    """Numbers of pieces, those together of which none has less than half of the keys of another."""
+    order = sorted(range(len(seen)), key=lambda nth: -len(seen[nth]))
+    classes: list[list[int]] = []
+    for nth in order:
+        if classes and 2 * len(seen[nth]) >= len(seen[classes[-1][0]]):
+            classes[-1].append(nth)
+        else:
+            classes.append([nth])
+    return classes

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from seqmill.models import Model, ModelConfig
 from seqmill.models.attention import Pattern
+from seqmill.models.inference.attention import step as step_module
 from seqmill.models.inference.attention.gathered import attend_fused, attend_gathered
 from seqmill.models.inference.attention.merge import merge
 from seqmill.models.inference.attention.spans import shared_spans
@@ -160,6 +161,14 @@ def is_ancestor(parents: np.ndarray, token: int, other: int) -> bool:
     while token > other:
         token = int(parents[token])
     return token == other
+
+
+@given(lengths=st.lists(st.integers(1, 40), max_size=12))
+def test_pieces_that_are_gathered_together_fill_half_of_the_room_at_least(lengths: list[int]) -> None:
+    classes = step_module._of_like_lengths([np.arange(length) for length in lengths])
+    assert sorted(nth for chosen in classes for nth in chosen) == list(range(len(lengths)))
+    assert all(2 * lengths[nth] >= max(lengths[other] for other in chosen) for chosen in classes for nth in chosen)
+    assert len(classes) <= 6  # halves of 40, as far as they go
 
 
 def test_shared_pages_are_spans_and_the_rest_is_left_to_each_sequence(monkeypatch: pytest.MonkeyPatch) -> None:
