@@ -24,10 +24,16 @@ def choose(
         rows = torch.from_numpy(np.concatenate([each.rows for each in some]))
         logits_BV = model.logits(hidden_TD.index_select(0, rows.to(hidden_TD.device)))
         bounds = np.cumsum([len(each.rows) for each in some])[:-1]
-        likeliest = logits_BV.topk(min(top_k, logits_BV.shape[1]), dim=-1).indices.cpu().numpy()
-        best += np.split(likeliest, bounds)
+        best += np.split(_likeliest(logits_BV, top_k), bounds)
         picked += np.split(_pick(some, logits_BV), bounds)
     return picked, best
+
+
+def _likeliest(logits_BV: Tensor, top_k: int) -> np.ndarray:
+    """int64[B, top_k], or fewer in a small vocabulary; likeliest first."""
+    if not top_k:
+        return np.empty((len(logits_BV), 0), np.int64)
+    return logits_BV.topk(min(top_k, logits_BV.shape[1]), dim=-1).indices.cpu().numpy()
 
 
 def _parts(ready: Sequence[Ready], most: int) -> Iterator[list[Ready]]:
