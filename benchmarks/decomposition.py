@@ -44,7 +44,7 @@ from seqmill.pipeline.pack import BucketConfig, PackConfig, pack
 from seqmill.pipeline.progress import Silent
 
 from .support import corpus
-from .support.arguments import require_known
+from .support.arguments import require_known, require_training
 from .support.devices import one_thread, require_measured
 from .support.rows import Row, row
 from .support.token_folders import divided_tokens, first_tokens, joined, read_tokens, write_tokens
@@ -146,8 +146,7 @@ def run(
     """
     require_known(arms, ARMS, "arm")
     require_measured(device, CLOCKS, "training is")
-    if minutes <= 0 or seeds < 1:
-        raise UserError(f"--minutes {minutes} --seeds {seeds}: more than 0 minutes and at least 1 seed are needed")
+    require_training(minutes, seeds)
     preset = model or ("tiny" if minutes >= LARGER_MODEL_FROM else "bytes-0.2m")
     chosen = [name for name in ARMS if name in (arms or ARMS)]
     shape = preset_config(preset, VOCABULARY)

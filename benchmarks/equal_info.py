@@ -28,15 +28,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from matplotlib.figure import Figure
 
 from seqmill.errors import UserError
 from seqmill.models.config import preset_config
 
 from .support import corpus
-from .support.arguments import require_known
-from .support.devices import one_thread
+from .support.arguments import require_known, require_training
+from .support.devices import one_thread, require_measured
 from .support.rows import Row, row
 from .support.small_runs import Point, Stream, flops_per_token, train
 from .support.window_arms import ARMS, Source
@@ -132,10 +131,8 @@ def run(
         UserError: an arm or a device that does not exist, nothing to train, or too little text.
     """
     require_known(arms, ARMS, "arm")
-    if device not in NOMINAL_FLOPS or (device == "cuda" and not torch.cuda.is_available()):
-        raise UserError(f"--device {device}: cpu is possible, and cuda where torch sees it")
-    if minutes <= 0 or seeds < 1:
-        raise UserError(f"--minutes {minutes} --seeds {seeds}: more than 0 minutes and at least 1 seed are needed")
+    require_measured(device, NOMINAL_FLOPS, "training is")
+    require_training(minutes, seeds)
     sizes = Sizes.of(minutes, device)
     learned, trained, held_out = _parts(data or corpus.EXAMPLES, sizes)
     chosen = [name for name in ARMS if name in (arms or ARMS)]

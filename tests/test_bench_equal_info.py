@@ -40,7 +40,7 @@ def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ("options", "told"),
     [
         ({"arms": ["bytes", "eiw20"]}, "there is no arm 'eiw20'; choose from bytes, bpe"),
-        ({"device": "tpu"}, "--device tpu: cpu is possible"),
+        ({"device": "tpu"}, "--device tpu: training is measured on cpu and cuda"),
         ({"minutes": 0.0}, "more than 0 minutes and at least 1 seed"),
         ({"seeds": 0}, "more than 0 minutes and at least 1 seed"),
         ({"peers": ["x"]}, "takes no --peers"),

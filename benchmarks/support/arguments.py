@@ -29,3 +29,13 @@ def require_documents(count: int, verb: str = "read") -> int:
     if count < 1:
         raise UserError(f"--documents {count}: there is nothing to {verb}; give 1 or more")
     return count
+
+
+def require_training(minutes: float, seeds: int) -> None:
+    """Refuse an experiment that would train nothing.
+
+    Raises:
+        UserError: there are no minutes, or no seeds.
+    """
+    if minutes <= 0 or seeds < 1:
+        raise UserError(f"--minutes {minutes} --seeds {seeds}: more than 0 minutes and at least 1 seed are needed")
